@@ -1,0 +1,282 @@
+"""PretrainedFeatureExtractor: the scikit-learn skin on extraction."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
+
+from sktransfer.backbones import pin_reference
+from sktransfer.exceptions import BackboneError
+from sktransfer.extraction import (
+    ExtractionOptions,
+    extract_references,
+    plan_extraction,
+)
+from sktransfer.references import describe_flat_images, is_numeric_table, list_references, reshape_flat_images
+
+
+class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
+    """Embed images with a pretrained convolutional network.
+
+    Each image is decoded, resized and cropped as the network expects, and sent through the network up to `layer`; the
+    activations there are its features. Nothing is trained: `fit` resolves names and checks parameters, and an
+    embedding depends on the image and the network alone. Within a process an image is sent through the network once,
+    however often cross-validation asks for it.
+
+    Parameters
+    ----------
+    backbone : str, Path or Backbone, default="default"
+        A registered name, the path of an ``.onnx`` file or of the folder of a ``model.onnx``, or a
+        :class:`~sktransfer.Backbone`.
+    layer : str or None, default=None
+        Where the network is cut: a tensor of its graph, "penultimate" (the input of the classifier, found from the
+        graph), "last_map" (the last map with more than one pixel) or "logits". None is the backbone's own default, else
+        "penultimate".
+    pooling : {"avg", "max", "gem", "flatten"} or None, default=None
+        How the last spatial map at or before `layer` becomes a vector. None is the network's own way; a map named by
+        `layer` is averaged.
+    preprocessing : {"imagenet", "tf", "caffe"}, Preprocessing or None, default=None
+        None is the backbone's own. Needed where the file does not bring one.
+    device : str or list, default="auto"
+        "auto" (CUDA where it works, else the CPU), "cpu", "cuda", "cuda:1", or a list as for onnxruntime's
+        ``providers=``. The environment variable ``SKTRANSFER_DEVICE`` overrides it.
+    precision : {"float32", "float16"}, default="float32"
+        float16 needs a GPU.
+    batch_size : int or "auto", default="auto"
+        Images a run. "auto" is 1 on the CPU, where threads run side by side, and 64 on a GPU.
+    missing_images : {"error", "nan", "zero"}, default="error"
+        What an empty cell (None, NaN, an empty string) becomes: an error before the work, or a row of NaN or zeros.
+    broken_images : {"error", "nan", "zero"}, default="error"
+        What an unreadable reference becomes: an error after all other images are embedded, or a row of NaN or zeros
+        and an ImageReadWarning. If more than half of several images are unreadable it is always an error.
+    add_indicator : bool, default=False
+        Append one 0/1 column for each column of images: 1 where there is no usable image.
+    root : str, Path or None, default=None
+        Folder that relative paths start from; None is the working directory.
+    image_shape : (h, w), (h, w, c) or None, default=None
+        Shape of the images in a 2-D numeric X whose rows are flattened images. Without it such an X is refused.
+    pixel_range : (low, high) or None, default=None
+        Scale of pixels in arrays: mapped linearly to 0..255 and clipped. None takes integers as 0..255 and floats as
+        0..1, and refuses values outside.
+    cache_dir : str, Path or None, default="auto"
+        Embeddings are remembered within the process, for each value of this parameter; None remembers nothing between
+        calls.
+    n_jobs : int or None, default=None
+        Threads, never processes. None is every core this process may use; negative values count from the end.
+    verbose : bool, default=False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    backbone_ : str
+        Resolved name of the backbone.
+    graph_digest_ : str
+        SHA-256 of everything an embedding depends on but the image. `transform` refuses another graph.
+    device_ : str
+        What runs: "cpu", "cuda:0" or the first provider.
+    n_features_in_ : int
+        Columns of X seen by `fit`.
+    feature_names_in_ : ndarray of str
+        Their names, where X was a frame with string names.
+
+    See Also
+    --------
+    extract : The same as a function.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_sample_images
+    >>> from sktransfer import PretrainedFeatureExtractor
+    >>> photos = load_sample_images().images
+    >>> PretrainedFeatureExtractor().fit_transform(photos).shape
+    (2, 256)
+    """
+
+    def __init__(
+        self,
+        backbone="default",
+        *,
+        layer=None,
+        pooling=None,
+        preprocessing=None,
+        device="auto",
+        precision="float32",
+        batch_size="auto",
+        missing_images="error",
+        broken_images="error",
+        add_indicator=False,
+        root=None,
+        image_shape=None,
+        pixel_range=None,
+        cache_dir="auto",
+        n_jobs=None,
+        verbose=False,
+    ):
+        self.backbone = backbone
+        self.layer = layer
+        self.pooling = pooling
+        self.preprocessing = preprocessing
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.missing_images = missing_images
+        self.broken_images = broken_images
+        self.add_indicator = add_indicator
+        self.root = root
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.cache_dir = cache_dir
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def fit(self, X, y=None):
+        """Check the parameters and X, and resolve the backbone. No image is read.
+
+        Parameters
+        ----------
+        X : sequence, Series, frame or array of images
+            Paths, bytes, PIL images or arrays (h, w), (h, w, 3), (h, w, 4); or one array of shape (n, h, w[, c]); or
+            flattened images (n, h * w * c) with `image_shape`.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter or the form of X does not fit.
+        BackboneError, DeviceError
+            If the backbone or the device cannot be used.
+        """
+        self._make_options()
+        references = self._list_references(X, reset=True)
+        self._pinned = (self.backbone, pin_reference(self.backbone))
+        plan = self._plan()
+        self.backbone_ = plan.backbone.name
+        self.graph_digest_ = plan.graph.digest
+        self.device_ = plan.device.name
+        self._names_out = self._name_features(references.names, plan.graph.n_features)
+        return self
+
+    def transform(self, X):
+        """Embed the images of X.
+
+        Parameters
+        ----------
+        X : as for `fit`
+
+        Returns
+        -------
+        ndarray of shape (n, columns * d), float32
+            d features for each column of images, then the indicators if `add_indicator` is true.
+
+        Raises
+        ------
+        ImageReadError
+            If cells are empty or unreadable and the policy is "error", or more than half are unreadable.
+        BackboneError
+            If the file behind `backbone` is not the one seen by `fit`.
+        """
+        check_is_fitted(self)
+        options = self._make_options()
+        references = self._list_references(X, reset=False)
+        plan = self._plan()
+        if plan.graph.digest != self.graph_digest_:
+            raise BackboneError(
+                f"The embedding must be the one seen by fit, {self.backbone_} (graph {self.graph_digest_[:12]}). "
+                f"Got {plan.backbone.name} (graph {plan.graph.digest[:12]}) instead: the file, layer, pooling, "
+                "preprocessing or precision changed; bring the former back or fit again."
+            )
+        return extract_references(references, plan, options, stacklevel=3)[0]
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the features: ``<backbone>_<i>``, or ``<column>_<backbone>_<i>`` for several columns of images.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the columns of X, for several columns without names.
+
+        Returns
+        -------
+        ndarray of str objects
+        """
+        check_is_fitted(self)
+        known = getattr(self, "feature_names_in_", None)
+        if input_features is None:
+            return np.asarray(self._names_out, dtype=object)
+        names = tuple(map(str, input_features))
+        if known is not None and names != tuple(known):
+            raise ValueError("input_features is not equal to feature_names_in_")
+        if len(names) != self.n_features_in_:
+            raise ValueError(
+                f"input_features should have length equal to number of features ({self.n_features_in_}), "
+                f"got {len(names)}"
+            )
+        if known is not None or self.n_features_in_ == 1 or self.image_shape is not None:
+            return np.asarray(self._names_out, dtype=object)
+        d = (len(self._names_out) // len(names)) - bool(self.add_indicator)
+        return np.asarray(self._name_features(names, d), dtype=object)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.string = True
+        tags.input_tags.allow_nan = self.missing_images != "error"
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _make_options(self):
+        return ExtractionOptions(
+            missing_images=self.missing_images,
+            broken_images=self.broken_images,
+            add_indicator=self.add_indicator,
+            root=self.root,
+            pixel_range=self.pixel_range,
+            batch_size=self.batch_size,
+            cache_dir=self.cache_dir,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+
+    def _plan(self):
+        # An alias keeps the meaning it had in fit.
+        given, pinned = self._pinned
+        reference = pinned if self.backbone is given or self.backbone == given else self.backbone
+        return plan_extraction(
+            reference, self.layer, self.pooling, self.preprocessing, self.device, self.precision
+        )
+
+    def _list_references(self, X, *, reset):
+        if is_numeric_table(X) or (hasattr(X, "toarray") and self._flat_shape(1) is not None):
+            table = validate_data(self, X, reset=reset)
+            shape = self._flat_shape(table.shape[1])
+            if shape is None:
+                raise ValueError(describe_flat_images(table.shape[1]))
+            return reshape_flat_images(table, shape)
+        references = list_references(X)
+        _check_feature_names(self, X, reset=reset)
+        n_columns = len(references.columns)
+        if reset:
+            self.n_features_in_ = n_columns
+        elif n_columns != self.n_features_in_:
+            raise ValueError(
+                f"X has {n_columns} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input."
+            )
+        return references
+
+    def _flat_shape(self, n_features):
+        """Shape of the image in a row of `n_features` numbers, or None where such rows are refused."""
+        return self.image_shape
+
+    def _name_features(self, columns, d):
+        n_columns = 1 if columns is None else len(columns)
+        columns = ("image",) if columns is None else columns
+        prefixes = [""] if n_columns == 1 else [f"{column}_" for column in columns]
+        names = [f"{prefix}{self.backbone_}_{index}" for prefix in prefixes for index in range(d)]
+        return names + [f"{column}_missing" for column in columns if self.add_indicator]

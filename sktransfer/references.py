@@ -1,0 +1,150 @@
+"""From whatever a user passes as X to columns of image references."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, dict, Image.Image)
+
+
+@dataclass(frozen=True)
+class References:
+    """Columns of image references, all of the same length."""
+
+    columns: tuple[Sequence[Any], ...]
+    names: tuple[str, ...] | None = None  # of the columns, where X has them
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.columns[0])
+
+
+def list_references(X: Any) -> References:
+    """The image references in X: a sequence, a Series, a frame, or an array of images.
+
+    Parameters
+    ----------
+    X : list, ndarray, Series or frame
+        One image a row, or one a row and column for a frame and a 2-D object array. Arrays of pixels have the shape
+        (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4).
+
+    Raises
+    ------
+    TypeError
+        If X is one image or no sequence at all.
+    ValueError
+        If X is empty or its rank does not fit.
+    """
+    if isinstance(X, _ONE_IMAGE) or X is None or not hasattr(X, "__len__"):
+        raise TypeError(f"X must be a sequence of images. Got one {type(X).__name__} instead; wrap it in a list.")
+    if hasattr(X, "toarray") and hasattr(X, "nnz"):
+        raise TypeError("X must be a sequence of images. Got a sparse matrix instead; sparse data hold no images.")
+    if len(X) == 0:
+        raise ValueError("X must hold at least one image. Found 0 sample(s) instead, and a minimum of 1 is required.")
+    if hasattr(X, "columns") and not hasattr(X, "dtype"):
+        return _list_frame(X)
+    if isinstance(X, (list, tuple)):
+        return _list_sequence(X)
+    if isinstance(X, np.ndarray):
+        return _list_array(X)
+    return _list_sequence(list(X))
+
+
+def is_numeric_table(X: Any) -> bool:
+    """Whether X is a 2-D table of numbers: flattened images, or a mistake."""
+    if hasattr(X, "columns") and not hasattr(X, "dtype"):
+        return len(X.columns) > 0 and all(_is_numeric_dtype(X[name].dtype) for name in X.columns)
+    if isinstance(X, np.ndarray):
+        return X.ndim == 2 and X.dtype.kind in "iufbc"
+    return isinstance(X, (list, tuple)) and len(X) > 0 and _is_row_of_numbers(X[0])
+
+
+def describe_flat_images(n_features: int) -> str:
+    """The error for a 2-D numeric X without `image_shape`; it suggests the shape where the width is a square."""
+    suggestion = "image_shape=(height, width)"
+    for channels, suffix in ((1, ""), (3, ", 3")):
+        side = math.isqrt(n_features // channels)
+        if side > 1 and side * side * channels == n_features:
+            suggestion = f"image_shape=({side}, {side}{suffix})"
+            break
+    return (
+        f"X must be images, and a 2-D table of {n_features} numeric columns could be anything. "
+        f"Pass {suggestion} if its rows are flattened images."
+    )
+
+
+def reshape_flat_images(X: np.ndarray[Any, Any], image_shape: Any) -> References:
+    """Rows of a 2-D array as images of `image_shape`, (h, w) or (h, w, c)."""
+    valid = isinstance(image_shape, (tuple, list)) and len(image_shape) in (2, 3)
+    if not valid or not all(isinstance(size, (int, np.integer)) and size >= 1 for size in image_shape):
+        raise ValueError(f"image_shape must be (h, w) or (h, w, c) of integers >= 1. Got {image_shape!r} instead.")
+    if math.prod(image_shape) != X.shape[1]:
+        raise ValueError(
+            f"image_shape must multiply to the {X.shape[1]} columns of X. "
+            f"Got {tuple(image_shape)} instead, which makes {math.prod(image_shape)}."
+        )
+    return References((X.reshape(len(X), *image_shape),))
+
+
+def _list_frame(X: Any) -> References:
+    names = tuple(str(name) for name in X.columns)
+    if not names:
+        raise ValueError("X must have at least one column of images. Got a frame without columns instead.")
+    positions = range(len(names))
+    columns = [X.iloc[:, i] for i in positions] if hasattr(X, "iloc") else [X[name] for name in X.columns]
+    for name, column in zip(names, columns, strict=True):
+        if _is_numeric_dtype(column.dtype):
+            raise ValueError(f"Every column of X must hold images. Column {name!r} has dtype {column.dtype} instead.")
+    return References(tuple(list(column) for column in columns), names)
+
+
+def _list_array(X: np.ndarray[Any, Any]) -> References:
+    if X.dtype.kind == "S":
+        raise TypeError("X must not have the dtype S, which cuts trailing zero bytes. Use X.astype(object) instead.")
+    if X.dtype.kind in "OUT":
+        if X.ndim == 1:
+            return References((X.tolist(),))
+        if X.ndim == 2:
+            return References(tuple(X[:, i].tolist() for i in range(X.shape[1])))
+    elif X.ndim == 2:
+        raise ValueError(describe_flat_images(X.shape[1]))
+    elif X.ndim in (3, 4):
+        return References((X,))
+    raise ValueError(
+        "X must be a 1-D sequence of images, a 2-D table of them, or pixels (n, h, w) or (n, h, w, channels). "
+        f"Got an array of shape {X.shape} and dtype {X.dtype} instead."
+    )
+
+
+def _list_sequence(X: Sequence[Any]) -> References:
+    for row, cell in enumerate(X):
+        if isinstance(cell, (list, tuple)):
+            if _is_row_of_numbers(cell):
+                raise ValueError(describe_flat_images(len(cell)))
+            raise TypeError(
+                f"Row {row} of X must be one image. Got a {type(cell).__name__} of {len(cell)} instead; "
+                "pass several columns of images as a frame."
+            )
+        if isinstance(cell, (int, np.integer)) and not isinstance(cell, bool):
+            raise ValueError(f"X must be a sequence of images. Got the number {cell} in row {row} instead.")
+    return References((X,))
+
+
+def _is_numeric_dtype(dtype: Any) -> bool:
+    kind = getattr(dtype, "kind", None)
+    if kind is None:  # polars
+        return bool(dtype.is_numeric())
+    return kind in "iufbc"
+
+
+def _is_row_of_numbers(cell: Any) -> bool:
+    if isinstance(cell, np.ndarray):
+        return cell.ndim == 1 and cell.dtype.kind in "iufb"
+    return isinstance(cell, (list, tuple)) and len(cell) > 0 and isinstance(cell[0], (int, float, np.number))
