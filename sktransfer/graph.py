@@ -512,8 +512,11 @@ class Network:
 def _convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same network computing in float16, float32 at both ends."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
-    return convert_float_to_float16(model, keep_io_types=True)
+    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True))
+    converted.topological_sort()
+    return converted.model
 
 
 def _dimensions(value: onnx.ValueInfoProto) -> Shape:

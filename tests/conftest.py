@@ -1,0 +1,136 @@
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import sktransfer.cache
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def pytest_report_header():
+    assets = os.environ.get("SKTRANSFER_ASSETS")
+    return f"SKTRANSFER_ASSETS: {assets or 'unset, so the tests on real models and photos are skipped'}"
+
+
+@pytest.fixture(scope="session")
+def assets():
+    folder = os.environ.get("SKTRANSFER_ASSETS")
+    if not folder:
+        pytest.skip("SKTRANSFER_ASSETS is unset")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(autouse=True)
+def _forget_embeddings(monkeypatch):
+    monkeypatch.delenv("SKTRANSFER_DEVICE", raising=False)
+    sktransfer.cache.forget_all()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def photo(seed, height=40, width=52):
+    """A smooth random RGB image, uint8 (height, width, 3)."""
+    values = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encode(pixels, image_format="PNG", **options):
+    """The bytes of an image file."""
+    stream = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def photos():
+    return [photo(seed) for seed in range(6)]
+
+
+@pytest.fixture
+def photo_files(tmp_path, photos):
+    paths = []
+    for index, pixels in enumerate(photos):
+        path = tmp_path / f"photo{index}.png"
+        path.write_bytes(encode(pixels))
+        paths.append(str(path))
+    return paths
+
+
+class Builder:
+    """Builds small ONNX graphs: every call appends a node and returns its output's name."""
+
+    def __init__(self, seed=0):
+        self.nodes, self.weights, self.rng = [], [], np.random.default_rng(seed)
+
+    def constant(self, array, name=None):
+        name = name or f"constant{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def weight(self, *shape, dtype=np.float32):
+        fan_in = max(1, int(np.prod(shape[1:])))
+        return self.constant((self.rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(dtype))
+
+    def node(self, op_type, *inputs, output=None, **attributes):
+        output = output or f"{op_type.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
+        return output
+
+    def conv(self, source, inputs, outputs, kernel=3, stride=1, output=None, dtype=np.float32):
+        weights = self.weight(outputs, inputs, kernel, kernel, dtype=dtype)
+        pads = [kernel // 2] * 4
+        sizes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": pads}
+        return self.node("Conv", source, weights, self.weight(outputs, dtype=dtype), output=output, **sizes)
+
+    def gemm(self, source, inputs, outputs, output=None):
+        return self.node("Gemm", source, self.weight(inputs, outputs), self.weight(outputs), output=output)
+
+    def model(self, outputs, shape=("n", 3, 32, 32), opset=13, ir_version=8, elem_type=TensorProto.FLOAT):
+        graph = helper.make_graph(
+            self.nodes,
+            "test",
+            [helper.make_tensor_value_info("input", elem_type, list(shape))],
+            [helper.make_empty_tensor_value_info(name) for name in outputs],
+            self.weights,
+        )
+        graph = onnx.shape_inference.infer_shapes(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+        )
+        return graph
+
+
+def small_classifier(seed=0, shape=("n", 3, 32, 32), opset=13, **options):
+    """Conv, Relu, Conv, Relu, global pooling, Flatten, Gemm, Softmax: 8 features, 5 classes."""
+    b = Builder(seed)
+    x = b.node("Relu", b.conv("input", 3, 6, stride=2))
+    x = b.node("Relu", b.conv(x, 6, 8, stride=2), output="last_relu")
+    x = b.node("Flatten", b.node("GlobalAveragePool", x, output="pooled"), output="vector", axis=1)
+    x = b.node("Softmax", b.gemm(x, 8, 5, output="scores"), output="probabilities")
+    return b.model([x], shape, opset, **options)
+
+
+def save_backbone(folder, model, config=None, name="model.onnx"):
+    """Write a model and its preprocessor_config.json; returns the path of the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / name)
+    if config is None:
+        config = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}, **IMAGENET}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    return folder / name
+
+
+@pytest.fixture
+def backbone_file(tmp_path):
+    """A small classifier on disk, 32x32 input, 8 features."""
+    return str(save_backbone(tmp_path / "small", small_classifier()))

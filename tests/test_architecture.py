@@ -1,0 +1,60 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import sktransfer
+
+PACKAGE = Path(sktransfer.__file__).parent
+
+FLOORS = {
+    0: {"exceptions", "_optional", "digests"},
+    1: {"images", "preprocessing", "references", "cache"},
+    2: {"graph"},
+    3: {"backbones", "session"},
+    4: {"extraction"},
+    5: {"extractor"},
+    6: {"diagnosis", "tables"},
+    7: {"demo"},
+    8: {"cli"},
+}
+FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sktransfer"):
+            rest = node.module.partition(".")[2]
+            yield from [rest] if rest else [alias.name for alias in node.names]
+
+
+def test_a_module_imports_only_from_lower_floors():
+    modules = [path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+    uphill = [
+        f"{path.stem} imports {name}"
+        for path in modules
+        for name in imported_modules(path)
+        if FLOOR_OF[name] >= FLOOR_OF[path.stem]
+    ]
+    assert {path.stem for path in modules} == set(FLOOR_OF)
+    assert uphill == []
+
+
+def test_the_floors_here_are_those_of_the_design_page():
+    page = PACKAGE.parent / "docs" / "design.md"
+    rows = [line.split("|")[1:3] for line in page.read_text("utf-8").splitlines() if line.startswith("| ")]
+    documented = {int(floor): set(names.replace("`", "").replace(" ", "").split(",")) for floor, names in rows
+                  if floor.strip().isdecimal()}
+    assert documented == FLOORS
+
+
+def test_import_brings_neither_onnx_nor_pandas_nor_any_extra():
+    heavy = "onnx pandas matplotlib torch pyarrow tqdm typer polars".split()
+    code = f"import sys, sktransfer; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_every_public_name_exists_and_is_documented():
+    assert sorted(sktransfer.__all__) == sktransfer.__all__
+    assert all(getattr(sktransfer, name).__doc__ for name in sktransfer.__all__)

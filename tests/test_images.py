@@ -1,0 +1,172 @@
+import io
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from conftest import encode, photo
+from PIL import Image
+
+from sktransfer.exceptions import ImageReadError
+from sktransfer.images import decode_content, is_missing, pixels_from_array, quiet_decoder, read_content, to_rgb
+
+
+def decode(content, pixel_range=None):
+    return np.asarray(decode_content(content, pixel_range))
+
+
+@pytest.mark.parametrize("cell", [None, float("nan"), np.float32("nan"), "", b""])
+def test_an_empty_cell_is_missing(cell):
+    assert is_missing(cell)
+
+
+def test_pandas_markers_are_missing():
+    pd = pytest.importorskip("pandas")
+    assert is_missing(pd.NA)
+    assert is_missing(pd.NaT)
+
+
+@pytest.mark.parametrize("cell", ["x.png", b"x", np.zeros((2, 2)), {"bytes": None, "path": "x"}, 0.5])
+def test_a_filled_cell_is_not_missing(cell):
+    assert not is_missing(cell)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = photo(0)
+    undo = [None, None, 0, 3, 1, 5, 2, 6, 4]  # Image.Transpose that stores `upright` under this orientation
+    stored = Image.fromarray(upright)
+    if undo[orientation] is not None:
+        stored = stored.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[274] = orientation
+    np.testing.assert_array_equal(decode(encode(stored, exif=exif)), upright)
+
+
+def test_transparency_is_composed_over_white():
+    rgba = np.zeros((1, 3, 4), dtype=np.uint8)
+    rgba[0, :, 3] = [0, 255, 51]  # black: transparent, opaque, 20 % opaque
+    expected = [[255] * 3, [0] * 3, [204] * 3]
+    np.testing.assert_array_equal(decode(encode(rgba))[0], expected)
+    np.testing.assert_array_equal(pixels_from_array(rgba)[0], expected)
+
+
+def test_gray_with_alpha_and_palette_with_transparency_are_composed_over_white():
+    gray_alpha = Image.fromarray(np.array([[[0, 0], [10, 255]]], dtype=np.uint8), "LA")
+    np.testing.assert_array_equal(decode(encode(gray_alpha))[0], [[255] * 3, [10] * 3])
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([1, 2, 3, 40, 50, 60])
+    palette.putdata([0, 1])
+    np.testing.assert_array_equal(decode(encode(palette, transparency=0))[0], [[255] * 3, [40, 50, 60]])
+
+
+def test_sixteen_bits_are_scaled_by_their_full_range():
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    for image_format in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(decode(encode(values, image_format))[0, :, 0], [0, 1, 128, 255])
+
+
+def test_float_tiff_spans_zero_to_one_and_is_refused_outside():
+    values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
+    np.testing.assert_array_equal(decode(encode(values, "TIFF"))[0, :, 1], [0, 128, 255])
+    with pytest.raises(ImageReadError, match=r"must lie in 0\.\.1\. Got 40"):
+        decode(encode(values * 40, "TIFF"))
+    np.testing.assert_array_equal(decode(encode(values * 40, "TIFF"), (0, 40))[0, :, 1], [0, 128, 255])
+
+
+def test_cmyk_and_lab_become_rgb():
+    cmyk = Image.fromarray(np.array([[[0, 0, 0, 0], [0, 255, 255, 0]]], dtype=np.uint8), "CMYK")
+    np.testing.assert_array_equal(decode(encode(cmyk, "TIFF"))[0], [[255] * 3, [255, 0, 0]])
+    white = Image.new("LAB", (1, 1), (255, 128, 128))
+    assert np.abs(np.asarray(to_rgb(white)).astype(int) - 255).max() <= 2
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    for image_format in ("GIF", "WEBP", "PNG", "TIFF"):
+        stream = io.BytesIO()
+        options = {"lossless": True} if image_format == "WEBP" else {}
+        frames[0].save(stream, image_format, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(decode(stream.getvalue())[0, 0], [255, 0, 0])
+
+
+def test_the_callers_image_is_not_changed():
+    image = Image.open(io.BytesIO(encode(photo(0), "JPEG")))
+    image.getexif()[274] = 6
+    before = image.tobytes(), image.size
+    read_content(image, None, None)
+    assert (image.tobytes(), image.size) == before
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[0, 255]], dtype=np.uint8), [0, 255]),
+        (np.array([[0, 255]], dtype=np.int64), [0, 255]),
+        (np.array([[0.0, 1.0]]), [0, 255]),
+        (np.array([[False, True]]), [0, 255]),
+    ],
+)
+def test_arrays_of_every_kind_become_uint8(array, expected):
+    pixels = pixels_from_array(array)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels[0, :, 2], expected)
+
+
+def test_pixel_range_maps_linearly_and_clips():
+    pixels = pixels_from_array(np.array([[-3.0, -1.0, 0.0, 1.0, 9.0]]), (-1, 1))
+    np.testing.assert_array_equal(pixels[0, :, 0], [0, 0, 128, 255, 255])
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 2), 256), r"integer pixels must lie in 0\.\.255\. Got 256 instead; pass pixel_range"),
+        (np.full((2, 2), -1), r"Got -1 instead"),
+        (np.full((2, 2), 1.5), r"floating-point pixels must lie in 0\.\.1\. Got 1\.5 instead"),
+        (np.full((2, 2), np.nan), "NaN or infinity"),
+        (np.zeros((3, 8, 8), dtype=np.uint8), r"np\.moveaxis\(array, 0, -1\)"),
+        (np.zeros((8, 8, 5), dtype=np.uint8), r"Got \(8, 8, 5\) instead"),
+        (np.zeros((0, 8, 3), dtype=np.uint8), r"Got \(0, 8, 3\) instead"),
+        (np.array([["a"]]), "must be numeric"),
+        (np.zeros((2, 2), dtype=complex), "must be numeric"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(array, message):
+    with pytest.raises(ImageReadError, match=message):
+        pixels_from_array(array)
+
+
+def test_files_that_cannot_be_read_say_why(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.jpg").touch()
+    whole = encode(photo(0, 200, 200), "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    reasons = {"text.jpg": "no image format", "empty.jpg": "is empty", "none.jpg": "no such file"}
+    for name, reason in reasons.items():
+        with pytest.raises(ImageReadError, match=reason):
+            decode_content(read_content(name, tmp_path, None), None)
+    with pytest.raises(OSError, match="truncated"):
+        decode_content(read_content("cut.jpg", tmp_path, None), None)
+    with pytest.raises(ImageReadError, match="is a folder"):
+        read_content(tmp_path, None, None)
+
+
+def test_a_decompression_bomb_is_refused():
+    header = encode(Image.new("1", (1, 1)), "PNG")
+    bomb = bytearray(header)
+    bomb[16:24] = (60_000).to_bytes(4) + (60_000).to_bytes(4)
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4)
+    with pytest.raises(ImageReadError, match="too many pixels"):
+        decode_content(bytes(bomb), None)
+
+
+def test_quiet_decoder_leaves_the_filters_as_they_were_whoever_leaves_first():
+    before = list(warnings.filters)
+    one, other = quiet_decoder(), quiet_decoder()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert len(warnings.filters) == len(before) + 1
+    other.__exit__(None, None, None)
+    assert list(warnings.filters) == before
