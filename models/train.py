@@ -248,10 +248,12 @@ def main() -> None:
     for size, (top1, top5) in quality.items():
         print(f"validation at {size} pixels: top-1 {top1:.3f} top-5 {top5:.3f}")
     preprocessing = {
-        "resize": RESIZE_SIZE,
         "crop": [INPUT_SIZE, INPUT_SIZE],
-        "mean": [MEAN * 255] * 3,
-        "std": [STD * 255] * 3,
+        "resize": RESIZE_SIZE,
+        "resample": "bilinear",
+        "scale": 1 / 255,
+        "mean": [MEAN] * 3,
+        "std": [STD] * 3,
     }
     metadata = {
         "sktransfer.preprocessing": json.dumps(preprocessing),

@@ -146,6 +146,9 @@ def _load_registered(name: str) -> Backbone:
 def _load_file(path: Path) -> Backbone:
     digest = digest_file(path)
     description = _describe_file(path, digest)
+    for name in description.external_data:
+        if not (path.parent / name).is_file():
+            raise BackboneError(f"The weights of {path} are missing: put {name!r} beside it.")
     if description.external_data:
         parts = [digest, *(digest_file(path.parent / name) for name in description.external_data)]
         digest = hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -174,9 +177,6 @@ def _describe_file(path: Path, digest: str) -> _FileDescription:
     locations = {
         entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
-    missing = [name for name in sorted(locations) if not (path.parent / name).is_file()]
-    if missing:
-        raise BackboneError(f"The weights of {path} are missing: put {missing[0]!r} beside it.")
     return _FileDescription(preprocessing, tuple(sorted(locations)))
 
 

@@ -252,7 +252,9 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         )
 
     def _list_references(self, X, *, reset):
-        if is_numeric_table(X) or (hasattr(X, "toarray") and self._flat_shape(1) is not None):
+        # Numbers that are no table, where one is expected, get scikit-learn's own errors.
+        numeric = getattr(getattr(X, "dtype", None), "kind", "O") in "iufb" and getattr(X, "ndim", 4) < 3
+        if is_numeric_table(X) or (numeric and self._flat_shape(1) is not None):
             table = validate_data(self, X, reset=reset)
             shape = self._flat_shape(table.shape[1])
             if shape is None:

@@ -249,7 +249,10 @@ class Network:
                 light.graph.input.append(
                     onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 )
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        try:
+            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        except onnx.shape_inference.InferenceError as error:
+            raise BackboneError(f"The shapes in {self.path} do not fit together: {error}") from error
         return {value.name: value for value in (*inferred.input, *inferred.value_info)}
 
     def _make_input_info(self, batch: int | str) -> onnx.ValueInfoProto:

@@ -48,7 +48,7 @@ def list_references(X: Any) -> References:
         raise TypeError("X must be a sequence of images. Got a sparse matrix instead; sparse data hold no images.")
     if len(X) == 0:
         raise ValueError("X must hold at least one image. Found 0 sample(s) instead, and a minimum of 1 is required.")
-    if hasattr(X, "columns") and not hasattr(X, "dtype"):
+    if _is_frame(X):
         return _list_frame(X)
     if isinstance(X, (list, tuple)):
         return _list_sequence(X)
@@ -57,13 +57,24 @@ def list_references(X: Any) -> References:
     return _list_sequence(list(X))
 
 
+def _is_frame(X: Any) -> bool:
+    return hasattr(X, "columns") and not hasattr(X, "dtype")
+
+
 def is_numeric_table(X: Any) -> bool:
     """Whether X is a 2-D table of numbers: flattened images, or a mistake."""
-    if hasattr(X, "columns") and not hasattr(X, "dtype"):
+    if isinstance(X, _ONE_IMAGE):
+        return False
+    if _is_frame(X):
         return len(X.columns) > 0 and all(_is_numeric_dtype(X[name].dtype) for name in X.columns)
-    if isinstance(X, np.ndarray):
-        return X.ndim == 2 and X.dtype.kind in "iufbc"
-    return isinstance(X, (list, tuple)) and len(X) > 0 and _is_row_of_numbers(X[0])
+    if isinstance(X, (list, tuple)):
+        return len(X) > 0 and _is_row_of_numbers(X[0])
+    if not hasattr(X, "__array__") or getattr(X, "ndim", 2) != 2:
+        return False
+    array = np.asarray(X)
+    if array.dtype.kind == "O":
+        return array.ndim == 2 and len(array) > 0 and any(map(_is_number, array[0]))
+    return array.ndim == 2 and array.dtype.kind in "iufbc"
 
 
 def describe_flat_images(n_features: int) -> str:
@@ -132,7 +143,7 @@ def _list_sequence(X: Sequence[Any]) -> References:
                 f"Row {row} of X must be one image. Got a {type(cell).__name__} of {len(cell)} instead; "
                 "pass several columns of images as a frame."
             )
-        if isinstance(cell, (int, np.integer)) and not isinstance(cell, bool):
+        if _is_number(cell):
             raise ValueError(f"X must be a sequence of images. Got the number {cell} in row {row} instead.")
     return References((X,))
 
@@ -147,4 +158,9 @@ def _is_numeric_dtype(dtype: Any) -> bool:
 def _is_row_of_numbers(cell: Any) -> bool:
     if isinstance(cell, np.ndarray):
         return cell.ndim == 1 and cell.dtype.kind in "iufb"
-    return isinstance(cell, (list, tuple)) and len(cell) > 0 and isinstance(cell[0], (int, float, np.number))
+    return isinstance(cell, (list, tuple)) and len(cell) > 0 and _is_number(cell[0])
+
+
+def _is_number(value: Any) -> bool:
+    # NaN is an empty cell.
+    return isinstance(value, (int, float, np.number)) and value == value  # noqa: PLR0124
