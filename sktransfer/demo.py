@@ -22,9 +22,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktransfer._optional import import_optional
-from sktransfer.extraction import extract
+from sktransfer.exceptions import ImageReadError
 from sktransfer.extractor import PretrainedFeatureExtractor
-from sktransfer.images import decode_content, read_content
+from sktransfer.images import decode_content, describe_error, read_content
 from sktransfer.session import forward_passes
 from sktransfer.tables import find_images
 
@@ -120,13 +120,16 @@ def folder_task(folder: str | os.PathLike[str]) -> Task:
         raise ValueError(f"Every class must have at least {MIN_IMAGES} photos. {label!r} has {smallest}.")
     paths = np.array([os.path.join(folder, path) for path in found], dtype=object)
     labels = np.array([path.partition("/")[0] for path in found])
-    extract(paths)  # a photo that cannot be read is an error here, not a NaN score in the search
     pixels = np.stack([_read_small(path) for path in paths])
     return Task(Path(folder).resolve().name, paths, labels, _flatten(pixels))
 
 
 def _read_small(path: str) -> np.ndarray[Any, Any]:
-    image = decode_content(read_content(path, None, None), None)
+    # Here a photo that cannot be read is an error; in the search it would be a NaN score.
+    try:
+        image = decode_content(read_content(path, None, None), None)
+    except (ValueError, OSError) as error:
+        raise ImageReadError(f"{path!r} could not be read: {describe_error(error)}.") from error
     return np.asarray(image.resize((RAW_SIZE, RAW_SIZE), Image.Resampling.BILINEAR))
 
 

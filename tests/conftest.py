@@ -96,8 +96,7 @@ class Builder:
     def gemm(self, source, inputs, outputs, output=None):
         return self.node("Gemm", source, self.weight(inputs, outputs), self.weight(outputs), output=output)
 
-    def model(self, outputs, shape=("n", 3, 32, 32), opset=13, ir_version=8, elem_type=TensorProto.FLOAT,
-              extra_opsets=()):
+    def model(self, outputs, shape=("n", 3, 32, 32), opset=13, ir_version=8, elem_type=TensorProto.FLOAT):
         graph = helper.make_graph(
             self.nodes,
             "test",
@@ -106,7 +105,7 @@ class Builder:
             self.weights,
         )
         graph = onnx.shape_inference.infer_shapes(
-            helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset), *extra_opsets], ir_version=ir_version)
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
         )
         return graph
 

@@ -1,0 +1,157 @@
+"""On real backbones and photos; skipped where SKTRANSFER_ASSETS is unset."""
+
+import csv
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pandas as pd
+import pytest
+from PIL import Image, ImageOps
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from test_graph import assert_same
+from test_graph import by_hand as activations_by_hand
+
+from sktransfer import PretrainedFeatureExtractor, extract, load_backbone
+from sktransfer.extraction import plan_extraction
+from sktransfer.session import forward_passes
+
+MODELS = [
+    "squeezenet1.1", "squeezenet1.1_winml_fp16", "mobilenetv1_0.25_128", "mobilenetv2_features", "resnet18_layer3",
+    "resnet50v2_stage3", "inception_v3_mixed8",
+]  # fmt: skip
+FOLDS = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def clothing(assets):
+    table = pd.read_csv(assets / "datasets" / "clothing" / "images.csv")
+    paths = [str(assets / "datasets" / "clothing" / "images" / f"{name}.jpg") for name in table["image"]]
+    return paths, table["label"].to_numpy(), table["sender_id"].to_numpy()
+
+
+def by_hand(path, preprocessing, folder, output):
+    """One photo through onnxruntime, normalised on the host."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    x = preprocessing.resize_and_crop(image) * np.float32(preprocessing.scale)
+    x = (x - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
+    session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    return session.run([output], {session.get_inputs()[0].name: x.transpose(2, 0, 1)[None]})[0]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "squeezenet1.1_winml_fp16"])
+def test_the_default_embedding_is_the_features_output(assets, clothing, name):
+    folder = assets / "models" / name
+    paths = clothing[0][:3]
+    preprocessing = load_backbone(folder).preprocessing
+    expected = np.concatenate([by_hand(path, preprocessing, folder, "features") for path in paths])
+    assert_same(extract(paths, folder), expected, 1e-5)
+
+
+def test_the_float16_export_with_a_frozen_batch_gives_its_last_map(assets, clothing):
+    folder = assets / "models" / "squeezenet1.1_winml_fp16"
+    graph = plan_extraction(folder).graph
+    assert (graph.n_features, graph.pooling, graph.frozen_batch) == (512, "avg", False)
+    photos = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in clothing[0][:3]]
+    pixels = np.stack([graph.preprocessing.resize_and_crop(image) for image in photos])
+    maps = activations_by_hand(onnx.load(folder / "model.onnx"), "fire9/concat_1", graph.preprocessing,
+                               dtype=np.float16, pixels=pixels)  # fmt: skip
+    assert_same(extract(clothing[0][:3], folder), maps.mean((2, 3)), 2e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batches_order_and_threads_change_no_bit(assets, clothing, name):
+    folder, paths = assets / "models" / name, clothing[0][:10]
+    alone = np.concatenate([extract([path], folder, cache_dir=None, n_jobs=1) for path in paths])
+    for options in ({"n_jobs": 2}, {"n_jobs": 3, "batch_size": 4}, {"n_jobs": 1, "batch_size": 10}):
+        np.testing.assert_array_equal(extract(paths[::-1], folder, cache_dir=None, **options)[::-1], alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [
+        ("mobilenetv2_features", 0.64),
+        ("squeezenet1.1", 0.47),
+        ("mobilenetv1_0.25_128", 0.44),
+        pytest.param("resnet18_layer3", 0.55, marks=pytest.mark.slow),
+        pytest.param("resnet50v2_stage3", 0.63, marks=pytest.mark.slow),
+        pytest.param("inception_v3_mixed8", 0.72, marks=pytest.mark.slow),
+    ],
+)
+def test_logistic_regression_on_clothing(assets, clothing, name, accuracy):
+    paths, labels, senders = clothing
+    pipeline = make_pipeline(
+        PretrainedFeatureExtractor(assets / "models" / name), StandardScaler(), LogisticRegression(C=0.01, max_iter=300)
+    )
+    before = forward_passes()
+    scores = cross_val_score(pipeline, paths, labels, groups=senders, cv=FOLDS, error_score="raise")
+    assert forward_passes() - before == len(paths)
+    assert scores.mean() >= accuracy
+
+
+@pytest.mark.slow
+def test_tuned_mlp_on_clothing(assets, clothing):
+    paths, labels, senders = clothing
+    extractor = PretrainedFeatureExtractor(assets / "models" / "mobilenetv2_features")
+    pipeline = make_pipeline(extractor, StandardScaler(), MLPClassifier((256,), max_iter=100, random_state=0))
+    search = GridSearchCV(pipeline, {"mlpclassifier__alpha": [0.1, 1.0, 10.0]}, cv=FOLDS, error_score="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        search.fit(paths, labels, groups=senders)
+    assert search.best_score_ >= 0.64
+
+
+def test_nasty_files_are_embedded_or_named(assets, capfd):
+    folder = assets / "datasets" / "nasty"
+    with open(folder / "manifest.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vectors, report = extract(
+            [row["file"] for row in rows], root=folder, broken_images="nan", return_report=True
+        )
+    assert capfd.readouterr().out == ""
+    failed = set(report["row"])
+    assert np.array_equal(np.flatnonzero(np.isnan(vectors).any(axis=1)), sorted(failed))
+    assert (report["reason"].str.len() > 8).all()
+    loads = {index for index, row in enumerate(rows) if row["outcome"] == "loads"}
+    refused = {rows[index]["file"] for index in loads & failed}
+    assert refused == {
+        "pillow/10ct_32bit_128.tiff",  # float pixels of -3.1..3.1: their scale has to be given
+        "pillow/broken_data_stream.png",  # these two raise in the first load() and not in a second one,
+        "pillow/truncated_end_chunk.png",  # which is what the manifest counted
+    }
+    assert not set(range(len(rows))) - loads - failed, "a vector for a file that does not load"
+
+
+MEMORY = """
+import resource, sys, numpy as np, sktransfer
+paths = open(sys.argv[2]).read().splitlines()
+sktransfer.extract(paths[:50], sys.argv[1])
+sktransfer.release_sessions()
+out = sktransfer.extract(paths, sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - out.nbytes)
+"""
+
+
+def test_peak_memory_is_flat_in_the_number_of_references(assets, clothing, tmp_path):
+    peaks = []
+    for n in (2_000, 20_000):
+        links = tmp_path / str(n)
+        links.mkdir()
+        names = [str(links / f"{row}.jpg") for row in range(n)]
+        for row, name in enumerate(names):
+            os.symlink(clothing[0][row % len(clothing[0])], name)
+        (tmp_path / "list").write_text("\n".join(names))
+        command = [sys.executable, "-c", MEMORY, str(assets / "models" / "mobilenetv1_0.25_128"), tmp_path / "list"]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] - peaks[0] < 100e6
