@@ -5,7 +5,7 @@
 
 FOLDER holds ``tiny_imagenet_train_*.parquet``, ``tiny_imagenet_val.parquet`` (columns ``wnid``, ``file``, ``image``:
 encoded 64x64 photos) and ``tiny_imagenet_words.txt`` (``wnid<tab>name``). The run is seeded; on one processor type with
-one thread count it gives the same weights again. Recipe, data and measured quality are described in ``models/README.md``.
+one thread count it gives the same weights again. ``models/README.md`` describes recipe, data and measured quality.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import io
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -145,7 +146,7 @@ def train(network: TinyResNet, photos: Tensor, labels: Tensor, arguments: argpar
         print(f"epoch {epoch + 1}/{arguments.epochs} size {size} loss {total / steps:.3f} {seconds:.0f} s", flush=True)
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator,unused-ignore]
 def top_accuracies(network: TinyResNet, photos: Tensor, labels: Tensor, size: int) -> tuple[float, float]:
     """Top-1 and top-5 accuracy on photos resized to `size`."""
     network.eval()
@@ -166,7 +167,7 @@ class GraphWriter:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def add(self, op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def add(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
         return output
 

@@ -1,7 +1,5 @@
 """sktransfer: embed images with pretrained CNNs, inside scikit-learn pipelines."""
 
-from importlib.metadata import version
-
 from sktransfer.backbones import Backbone, load_backbone
 from sktransfer.exceptions import (
     BackboneError,
@@ -18,7 +16,7 @@ from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.session import release_sessions
 
-__version__ = version("sktransfer")
+__version__ = "0.1.0"
 
 __all__ = [
     "Backbone",

@@ -164,7 +164,7 @@ class _FileDescription:
 
 
 @functools.lru_cache(maxsize=64)
-def _describe_file(path: Path, digest: str) -> _FileDescription:
+def _describe_file(path: Path, digest: str) -> _FileDescription:  # noqa: ARG001
     """What the file says of itself; `digest` is there to tell a changed file from a known one."""
     model = load_model(path, weights=False)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -186,8 +186,8 @@ def _read_config_beside(path: Path) -> Preprocessing | None:
         if file.is_file():
             try:
                 config = json.loads(file.read_text("utf-8"))
-                return Preprocessing.from_config(config) if isinstance(config, dict) else None
-            except (TypeError, ValueError) as error:
+                return Preprocessing.from_config(config)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise BackboneError(f"{file} cannot be used: {error}; pass preprocessing= instead.") from error
     return None
 

@@ -35,7 +35,7 @@ def demo(
     plot = demonstration.check_plot(output)
     tasks = demonstration.digits_tasks() if folder is None else [demonstration.folder_task(folder)]
     results = demonstration.run_demo(tasks, backbone, jobs, report=typer.echo)
-    demonstration.plot_results(results, plot)
+    demonstration.plot_results(tasks, results, plot)
     typer.echo(f"\nThe plot is in {plot}.")
 
 

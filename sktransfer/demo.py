@@ -33,8 +33,8 @@ MIN_IMAGES = 6  # of a class
 RAW_SIZE = 32  # side of the photos behind the raw-pixel baseline
 HEADS: dict[str, tuple[Any, dict[str, list[float]]]] = {
     "LogisticRegression": (
-        LogisticRegression(max_iter=300),
-        {"logisticregression__C": [0.001, 0.01, 0.1, 1.0]},
+        LogisticRegression(max_iter=200),
+        {"logisticregression__C": [0.001, 0.01, 0.1]},
     ),
     "MLPClassifier": (
         MLPClassifier((64,), max_iter=60, random_state=0),
@@ -66,7 +66,7 @@ class Result:
     seconds: float
 
 
-def digits_tasks(n_images: int = 1200, seed: int = 0) -> list[Task]:
+def digits_tasks(n_images: int = 1000, seed: int = 0) -> list[Task]:
     """scikit-learn's digits as they are, and at random positions of patches of scikit-learn's two photographs."""
     digits = load_digits()
     images = np.rint(digits.images[:n_images] * (255 / 16)).astype(np.uint8)
@@ -120,24 +120,24 @@ def folder_task(folder: str | os.PathLike[str]) -> Task:
         raise ValueError(f"Every class must have at least {MIN_IMAGES} photos. {label!r} has {smallest}.")
     paths = np.array([os.path.join(folder, path) for path in found], dtype=object)
     labels = np.array([path.partition("/")[0] for path in found])
-    pixels = np.stack([_read_small(path) for path in paths])
+    pixels = np.stack([_read_small(path, RAW_SIZE) for path in paths])
     return Task(Path(folder).resolve().name, paths, labels, _flatten(pixels))
 
 
-def _read_small(path: str) -> np.ndarray[Any, Any]:
+def _read_small(reference: Any, side: int) -> np.ndarray[Any, Any]:
     # Here a photo that cannot be read is an error; in the search it would be a NaN score.
     try:
-        image = decode_content(read_content(path, None, None), None)
+        image = decode_content(read_content(reference, None, None), None)
     except (ValueError, OSError) as error:
-        raise ImageReadError(f"{path!r} could not be read: {describe_error(error)}.") from error
-    return np.asarray(image.resize((RAW_SIZE, RAW_SIZE), Image.Resampling.BILINEAR))
+        raise ImageReadError(f"{reference!r} could not be read: {describe_error(error)}.") from error
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def run_demo(
     tasks: Sequence[Task],
     backbone: str,
     n_jobs: int | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], object] = print,
 ) -> list[Result]:
     """Tune every head on raw pixels and on embeddings of every task, and report a table line by line."""
     width = max(len(task.name) for task in tasks)
@@ -185,22 +185,34 @@ def check_plot(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
-    """Bars of accuracy, raw pixels beside embeddings, for each task and head."""
+def plot_results(tasks: Sequence[Task], results: Sequence[Result], path: str | os.PathLike[str]) -> None:
+    """For each task some of its images, and bars of accuracy: raw pixels beside embeddings."""
     figure_module = import_optional("matplotlib.figure", "plot")
-    tasks = list(dict.fromkeys(result.task for result in results))
-    heads = list(dict.fromkeys(result.head for result in results))
-    figure = figure_module.Figure(figsize=(2 + 3.2 * len(tasks), 4), layout="constrained")
-    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for axis, task in zip(axes, tasks, strict=True):
-        for offset, (features, colour) in enumerate((("raw pixels", "#b8b8b8"), ("embeddings", "#1f77b4"))):
-            values = [r.accuracy for r in results if r.task == task and r.features == features]
-            bars = axis.bar(np.arange(len(heads)) + 0.38 * offset, values, 0.36, label=features, color=colour)
-            axis.bar_label(bars, fmt="%.3f", padding=2)
-        axis.set_xticks(np.arange(len(heads)) + 0.19, heads)
-        axis.set_title(task)
-        axis.set_ylim(0, 1.08)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy on held-out images")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure = figure_module.Figure(figsize=(2 + 3.6 * len(tasks), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(tasks), squeeze=False, height_ratios=(1, 5))
+    for column, task in enumerate(tasks):
+        axes[0, column].imshow(_montage(task))
+        axes[0, column].set_axis_off()
+        axes[0, column].set_title(task.name)
+        _plot_bars(axes[1, column], [result for result in results if result.task == task.name])
+    axes[1, 0].set_ylabel("accuracy on held-out images")
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _plot_bars(axis: Any, results: Sequence[Result]) -> None:
+    heads = list(dict.fromkeys(result.head for result in results))
+    for offset, (features, colour) in enumerate((("raw pixels", "#b8b8b8"), ("embeddings", "#1f77b4"))):
+        values = [result.accuracy for result in results if result.features == features]
+        bars = axis.bar(np.arange(len(heads)) + 0.38 * offset, values, 0.36, label=features, color=colour)
+        axis.bar_label(bars, fmt="%.3f", padding=2)
+    axis.set_xticks(np.arange(len(heads)) + 0.19, heads)
+    axis.set_ylim(0, 1.12)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _montage(task: Task, n: int = 8) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """`n` images of the task in a row, spread over its classes."""
+    chosen = np.argsort(task.labels, kind="stable")[np.linspace(0, len(task.labels) - 1, n).astype(int)]
+    tiles = [np.pad(_read_small(task.images[row], 64), ((0, 0), (2, 2), (0, 0)), constant_values=255) for row in chosen]
+    return np.concatenate(tiles, axis=1)

@@ -242,7 +242,7 @@ def extract_references(
     return output, failures
 
 
-def _find_missing(column: Sequence[Any]) -> list[int]:
+def _find_missing(column: Sequence[Any] | np.ndarray[Any, Any]) -> list[int]:
     return [] if isinstance(column, np.ndarray) else [row for row, cell in enumerate(column) if is_missing(cell)]
 
 
@@ -279,7 +279,7 @@ def count_threads(n_jobs: int | None) -> int:
 
     Affinity and cgroup limits are honoured, and the inner limit that joblib gives its workers.
     """
-    cores = joblib.cpu_count()
+    cores = int(joblib.cpu_count())
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if n_jobs is None:
         return max(1, min(cores, int(limit))) if limit.isdecimal() else cores

@@ -130,7 +130,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def fit(self, X, y=None):
+    def fit(self, X, y=None):  # noqa: ARG002
         """Check the parameters and X, and resolve the backbone. No image is read.
 
         Parameters
@@ -158,7 +158,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         self.backbone_ = plan.backbone.name
         self.graph_digest_ = plan.graph.digest
         self.device_ = plan.device.name
-        self._names_out = self._name_features(references.names, plan.graph.n_features)
+        self._n_embedding = plan.graph.n_features
+        self._columns = references.names or self._default_names(len(references.columns))
         return self
 
     def transform(self, X):
@@ -190,7 +191,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"Got {plan.backbone.name} (graph {plan.graph.digest[:12]}) instead: the file, layer, pooling, "
                 "preprocessing or precision changed; bring the former back or fit again."
             )
-        return extract_references(references, plan, options, stacklevel=3)[0]
+        return extract_references(references, plan, options, stacklevel=4)[0]
 
     def get_feature_names_out(self, input_features=None):
         """Names of the features: ``<backbone>_<i>``, or ``<column>_<backbone>_<i>`` for several columns of images.
@@ -205,21 +206,23 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         ndarray of str objects
         """
         check_is_fitted(self)
-        known = getattr(self, "feature_names_in_", None)
-        if input_features is None:
-            return np.asarray(self._names_out, dtype=object)
-        names = tuple(map(str, input_features))
-        if known is not None and names != tuple(known):
-            raise ValueError("input_features is not equal to feature_names_in_")
-        if len(names) != self.n_features_in_:
-            raise ValueError(
-                f"input_features should have length equal to number of features ({self.n_features_in_}), "
-                f"got {len(names)}"
-            )
-        if known is not None or self.n_features_in_ == 1 or self.image_shape is not None:
-            return np.asarray(self._names_out, dtype=object)
-        d = (len(self._names_out) // len(names)) - bool(self.add_indicator)
-        return np.asarray(self._name_features(names, d), dtype=object)
+        columns = self._columns
+        if input_features is not None:
+            names = tuple(map(str, input_features))
+            known = getattr(self, "feature_names_in_", None)
+            if known is not None and names != tuple(known):
+                raise ValueError("input_features is not equal to feature_names_in_")
+            if len(names) != self.n_features_in_:
+                raise ValueError(
+                    f"input_features should have length equal to number of features ({self.n_features_in_}), "
+                    f"got {len(names)}"
+                )
+            if len(columns) > 1:
+                columns = names
+        prefixes = [""] if len(columns) == 1 else [f"{column}_" for column in columns]
+        names_out = [f"{prefix}{self.backbone_}_{i}" for prefix in prefixes for i in range(self._n_embedding)]
+        names_out += [f"{column}_missing" for column in columns if self.add_indicator]
+        return np.asarray(names_out, dtype=object)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -247,9 +250,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         # An alias keeps the meaning it had in fit.
         given, pinned = self._pinned
         reference = pinned if self.backbone is given or self.backbone == given else self.backbone
-        return plan_extraction(
-            reference, self.layer, self.pooling, self.preprocessing, self.device, self.precision
-        )
+        return plan_extraction(reference, self.layer, self.pooling, self.preprocessing, self.device, self.precision)
 
     def _list_references(self, X, *, reset):
         # Numbers that are no table, where one is expected, get scikit-learn's own errors.
@@ -272,13 +273,10 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
             )
         return references
 
-    def _flat_shape(self, n_features):
+    def _flat_shape(self, n_features):  # noqa: ARG002
         """Shape of the image in a row of `n_features` numbers, or None where such rows are refused."""
         return self.image_shape
 
-    def _name_features(self, columns, d):
-        n_columns = 1 if columns is None else len(columns)
-        columns = ("image",) if columns is None else columns
-        prefixes = [""] if n_columns == 1 else [f"{column}_" for column in columns]
-        names = [f"{prefix}{self.backbone_}_{index}" for prefix in prefixes for index in range(d)]
-        return names + [f"{column}_missing" for column in columns if self.add_indicator]
+    @staticmethod
+    def _default_names(n_columns):
+        return ("image",) if n_columns == 1 else tuple(f"x{i}" for i in range(n_columns))

@@ -188,11 +188,12 @@ class Network:
 
     @functools.cached_property
     def input_shape(self) -> Shape:
+        """Shape that the file states for its input, None where it is dynamic."""
         return _dimensions(self.image_input)
 
     @functools.cached_property
     def layout(self) -> str:
-        """ "NCHW" or "NHWC"."""
+        """Where the channels are: "NCHW" or "NHWC"."""
         if self.preprocessing.layout is not None:
             return self.preprocessing.layout
         if self.input_shape[1] == 3:
@@ -212,6 +213,7 @@ class Network:
 
     @functools.cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:
+        """The node behind every tensor."""
         return {name: node for node in self.model.graph.node for name in node.output if name}
 
     @functools.cached_property
@@ -225,6 +227,7 @@ class Network:
 
     @functools.cached_property
     def values(self) -> dict[str, onnx.ValueInfoProto]:
+        """Types and shapes of all tensors, for one image."""
         return self._infer_shapes(batch=1)
 
     def shape(self, tensor: str) -> Shape:
@@ -311,7 +314,8 @@ class Network:
 
     def _find_head_input(self, output: str) -> tuple[str, str | None] | None:
         """Walk back over Softmax, Relu, Dropout, reshapes and pooling to one linear layer, and give its input."""
-        tensor, passed, pooling = output, set(), None
+        passed: set[str] = set()
+        tensor, pooling = output, None
         while (node := self.producers.get(tensor)) is not None:
             if node.op_type in ("Gemm", "MatMul"):
                 linear = "Relu" not in passed or "Softmax" in passed
@@ -332,9 +336,7 @@ class Network:
             tensor = self._data_input(node)
         return None
 
-    def _is_convolutional_head(
-        self, node: onnx.NodeProto, output: str, passed: set[str], pooling: str | None
-    ) -> bool:
+    def _is_convolutional_head(self, node: onnx.NodeProto, output: str, passed: set[str], pooling: str | None) -> bool:
         """A convolution is a classifier when it is linear on a 1x1 map, or SqueezeNet's: before ReLU and pooling.
 
         The last form is also that of some headless networks, so it takes a Softmax behind it, an output named after
@@ -348,7 +350,7 @@ class Network:
         return kernel == [1, 1] and ("Softmax" in passed or named or shape[1:2] in [(n,) for n in _IMAGENET_CLASSES])
 
     def _data_input(self, node: onnx.NodeProto) -> str:
-        return next((name for name in node.input if name not in self.constants), node.input[0])
+        return str(next((name for name in node.input if name not in self.constants), node.input[0]))
 
     def _has_constant_input(self, node: onnx.NodeProto) -> bool:
         return any(name in self.constants for name in node.input[:2])
@@ -478,9 +480,7 @@ class Network:
         del graph.node[:]
         graph.node.extend(nodes)
         batch = 1 if frozen_batch else "n"
-        graph.input[0].CopyFrom(
-            helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.UINT8, [batch, *p.crop, 3])
-        )
+        graph.input[0].CopyFrom(helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.UINT8, [batch, *p.crop, 3]))
 
     def _add_pooling(self, graph: onnx.GraphProto, tensor: str, pooling: str | None, elem_type: int) -> None:
         """Put pooling and a Cast to float32 behind the cut."""
@@ -519,7 +519,8 @@ def _convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True))
     converted.topological_sort()
-    return converted.model
+    result: onnx.ModelProto = converted.model
+    return result
 
 
 def _dimensions(value: onnx.ValueInfoProto) -> Shape:

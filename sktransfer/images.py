@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sktransfer.exceptions import ImageReadError
 
@@ -27,8 +27,10 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 PixelRange = tuple[float, float] | None
 
 IMAGE_SUFFIXES = frozenset(
-    ".apng .avif .bmp .dds .gif .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .psd .qoi "
-    ".sgi .tga .tif .tiff .webp".split()
+    (
+        *(".apng", ".avif", ".bmp", ".dds", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+        *(".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
+    )
 )
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
@@ -132,6 +134,8 @@ def to_rgb(image: Image.Image, pixel_range: PixelRange = None) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     if image.mode == "LAB":
+        from PIL import ImageCms
+
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert converted is not None

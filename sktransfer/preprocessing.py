@@ -106,10 +106,10 @@ class Preprocessing:
     def resize_and_crop(self, image: Image.Image) -> Pixels:
         """Resize with antialiasing and crop the centre: uint8 (height, width, 3).
 
-        `image` is upright (its EXIF orientation applied). The pixels are those of torchvision's ``Resize(resize)`` and ``CenterCrop(crop)`` on PIL images
-        (torchvision 0.28, transforms/functional.py: resize, center_crop). An image smaller than the crop is
-        surrounded by black. Strips whose resized form would exceed 32 million pixels are cropped while they are
-        resized, which moves a pixel by at most one level.
+        `image` is upright (its EXIF orientation applied). The pixels are those of torchvision's ``Resize(resize)`` and
+        ``CenterCrop(crop)`` on PIL images (torchvision, transforms/functional.py: resize, center_crop). An image
+        smaller than the crop is surrounded by black. Strips whose resized form would exceed 32 million pixels are
+        cropped while they are resized, which moves a pixel by at most one level.
         """
         image = image if image.mode == "RGB" else image.convert("RGB")
         width, height = self._resized_size(image.width, image.height)
@@ -153,8 +153,7 @@ class Preprocessing:
         """Preset "imagenet" (torchvision), "tf" or "caffe" (Keras) for a network input of (height, width)."""
         if not isinstance(name, str) or name not in _PRESETS:
             raise ValueError(
-                'preprocessing must be None, "imagenet", "tf", "caffe" or a Preprocessing. '
-                f"Got {name!r} instead."
+                f'preprocessing must be None, "imagenet", "tf", "caffe" or a Preprocessing. Got {name!r} instead.'
             )
         ratio, scale, mean, std, order = _PRESETS[name]
         mean, std = _three_floats("mean", mean), _three_floats("std", std)
@@ -163,16 +162,20 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Read a Hugging Face ``preprocessor_config.json``.
+        """Read a Hugging Face ``preprocessor_config.json``, or a ``preprocess.json`` with a list of stages.
 
-        Source of the keys and their order of application: transformers 4.57, image_processing_utils.py and
-        models/vit, models/convnext, models/mobilenet_v2 (image_processing_*.py).
+        Source of the keys and their order of application: transformers, image_processing_utils.py and
+        models/vit, models/convnext, models/mobilenet_v2 (image_processing_*.py). A list of stages is torchvision's
+        transforms by name under the key "stages", "test" or "val", as the repository deepghs/timms writes them.
 
         Raises
         ------
         ValueError
-            If the input size or a value needed by a ``do_*`` step is missing.
+            If the input size or a value needed by a ``do_*`` step is missing, or a stage is unknown.
         """
+        stages = next((config[key] for key in ("stages", "test", "val") if key in config), None)
+        if stages is not None:
+            return cls._from_stages(stages)
         size = _read_size(config.get("size")) if config.get("do_resize", True) else None
         if config.get("do_center_crop", "crop_size" in config):
             crop = _read_size(config.get("crop_size"))
@@ -192,6 +195,27 @@ class Preprocessing:
             resample = _PILLOW_CODES.get(resample, resample)
         return cls(crop, size, resample, scale, mean, std, order)
 
+    @classmethod
+    def _from_stages(cls, stages: Sequence[Mapping[str, Any]]) -> Preprocessing:
+        values: dict[str, Any] = {"scale": 1.0}
+        for stage in stages:
+            kind = stage.get("type")
+            if kind == "resize":
+                values["resize"] = _read_size(stage["size"])
+                values["resample"] = stage.get("interpolation", "bilinear")
+            elif kind == "center_crop":
+                size = _read_size(stage["size"])
+                values["crop"] = (size, size) if isinstance(size, int) else size
+            elif kind in ("to_tensor", "maybe_to_tensor"):
+                values["scale"] = 1 / 255
+            elif kind == "normalize":
+                values["mean"], values["std"] = stage["mean"], stage["std"]
+            elif kind != "convert_rgb":
+                raise ValueError(f"the stage {kind!r} is unknown")
+        resize = values.get("resize")
+        values.setdefault("crop", resize if isinstance(resize, tuple) else None)
+        return cls(**values)
+
 
 def _crop_start(size: int, crop: int) -> int:
     # torchvision rounds half to even where it cuts and pads the smaller half first where it extends.
@@ -209,7 +233,7 @@ def _read_size(size: Any) -> int | tuple[int, int] | None:
 
 
 def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _positive_pair(name: str, value: Any) -> tuple[int, int]:

@@ -18,11 +18,12 @@ _ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, dict, Image.Image)
 class References:
     """Columns of image references, all of the same length."""
 
-    columns: tuple[Sequence[Any], ...]
+    columns: tuple[Sequence[Any] | np.ndarray[Any, Any], ...]
     names: tuple[str, ...] | None = None  # of the columns, where X has them
 
     @property
     def n_rows(self) -> int:
+        """Length of every column."""
         return len(self.columns[0])
 
 

@@ -39,11 +39,12 @@ class Device:
 
     @property
     def family(self) -> str:
-        """ "cpu", "cuda" or a provider's name; vectors of one family are interchangeable."""
+        """What vectors are interchangeable within: "cpu", "cuda" or a provider's name."""
         return self.name.partition(":")[0]
 
     @property
     def is_cpu(self) -> bool:
+        """Whether nothing but the CPU computes."""
         return self.family == "cpu"
 
 

@@ -93,7 +93,7 @@ def _write_npz(frame: pd.DataFrame, path: Path) -> None:
             index=np.asarray(frame.index, dtype=str),
             embeddings=numeric.to_numpy(np.float32),
             columns=np.asarray(numeric.columns, dtype=str),
-            **others,
+            **others,  # type: ignore[arg-type]
         )
 
 

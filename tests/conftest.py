@@ -104,10 +104,8 @@ class Builder:
             [helper.make_empty_tensor_value_info(name) for name in outputs],
             self.weights,
         )
-        graph = onnx.shape_inference.infer_shapes(
-            helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-        )
-        return graph
+        opsets = [helper.make_opsetid("", opset)]
+        return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets, ir_version=ir_version))
 
 
 def small_classifier(seed=0, shape=("n", 3, 32, 32), opset=13, **options):

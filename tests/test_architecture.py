@@ -8,8 +8,8 @@ import sktransfer
 PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
-    0: {"exceptions", "_optional", "digests"},
-    1: {"images", "preprocessing", "references", "cache"},
+    0: {"exceptions", "digests"},
+    1: {"_optional", "images", "preprocessing", "references", "cache"},
     2: {"graph"},
     3: {"backbones", "session"},
     4: {"extraction"},
@@ -43,14 +43,20 @@ def test_a_module_imports_only_from_lower_floors():
 def test_the_floors_here_are_those_of_the_design_page():
     page = PACKAGE.parent / "docs" / "design.md"
     rows = [line.split("|")[1:3] for line in page.read_text("utf-8").splitlines() if line.startswith("| ")]
-    documented = {int(floor): set(names.replace("`", "").replace(" ", "").split(",")) for floor, names in rows
-                  if floor.strip().isdecimal()}
+    documented = {
+        int(floor): set(names.replace("`", "").replace(" ", "").split(","))
+        for floor, names in rows
+        if floor.strip().isdecimal()
+    }
     assert documented == FLOORS
 
 
 def test_import_brings_neither_onnx_nor_pandas_nor_any_extra():
-    heavy = "onnx pandas matplotlib torch pyarrow tqdm typer polars".split()
-    code = f"import sys, sktransfer; print([name for name in {heavy} if name in sys.modules])"
+    heavy = ["onnx", "pandas", "matplotlib", "torch", "pyarrow", "tqdm", "typer", "polars"]
+    code = (  # scikit-learn and onnxruntime may bring some of them themselves
+        "import sys, sklearn.linear_model, onnxruntime; before = set(sys.modules); import sktransfer; "
+        f"print([name for name in {heavy} if name in sys.modules and name not in before])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 

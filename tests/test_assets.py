@@ -116,9 +116,7 @@ def test_nasty_files_are_embedded_or_named(assets, capfd):
         rows = list(csv.DictReader(file))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        vectors, report = extract(
-            [row["file"] for row in rows], root=folder, broken_images="nan", return_report=True
-        )
+        vectors, report = extract([row["file"] for row in rows], root=folder, broken_images="nan", return_report=True)
     assert capfd.readouterr().out == ""
     failed = set(report["row"])
     assert np.array_equal(np.flatnonzero(np.isnan(vectors).any(axis=1)), sorted(failed))

@@ -28,8 +28,9 @@ def outcomes(tmp_path_factory):
 
 
 def test_more_than_forty_checks_ran_and_none_failed(outcomes):
-    failed = [(outcome["check_name"], repr(outcome["exception"])) for outcome in outcomes
-              if outcome["status"] == "failed"]
+    failed = [
+        (outcome["check_name"], repr(outcome["exception"])) for outcome in outcomes if outcome["status"] == "failed"
+    ]
     passed = [outcome for outcome in outcomes if outcome["status"] == "passed"]
     assert failed == []
     assert len(passed) > 40

@@ -45,7 +45,9 @@ def test_transform_changes_nothing_on_the_estimator(extractor, photo_files):
     assert vars(extractor) == before
 
 
-@pytest.mark.parametrize("head", [LogisticRegression(), MLPClassifier((8,), solver="lbfgs", max_iter=2000, random_state=0)])
+@pytest.mark.parametrize(
+    "head", [LogisticRegression(), MLPClassifier((8,), solver="lbfgs", max_iter=2000, random_state=0)]
+)
 def test_grid_search_runs_each_image_once_and_finds_the_classes(extractor, dark_and_bright, head):
     images, y = dark_and_bright
     pipeline = make_pipeline(extractor, StandardScaler(), head)
@@ -96,6 +98,16 @@ def test_names_carry_the_backbone_and_the_column(extractor, photo_files):
     ]  # fmt: skip
     assert two.feature_names_in_.tolist() == ["front", "背面"]
     assert two.transform(frame).shape == (6, 18)
+
+
+def test_columns_without_names_are_numbered(extractor, photo_files):
+    table = np.array([photo_files, photo_files], dtype=object).T
+    names = extractor.fit(table).get_feature_names_out()
+    assert (len(names), names[0], names[8]) == (16, "x0_small_0", "x1_small_0")
+    assert extractor.transform(table).shape == (6, 16)
+    assert extractor.get_feature_names_out(["front", "back"])[8] == "back_small_0"
+    with pytest.raises(ValueError, match="should have length equal to number of features"):
+        extractor.get_feature_names_out(["front"])
 
 
 @pytest.mark.parametrize("output", ["pandas", "polars"])

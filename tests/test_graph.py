@@ -150,8 +150,11 @@ def headless(activation):
     """Ends in a 1x1 convolution with an activation and global pooling, like MobileNet without its classifier."""
     b = Builder()
     x = b.conv(b.node("Relu", b.conv("input", 3, 6)), 6, 16, kernel=1)
-    x = b.node("Clip", x, b.constant(np.float32(0)), b.constant(np.float32(6))) if activation == "Clip" else (
-        b.node("Relu", x))
+    x = (
+        b.node("Clip", x, b.constant(np.float32(0)), b.constant(np.float32(6)))
+        if activation == "Clip"
+        else (b.node("Relu", x))
+    )
     return b, b.node("GlobalAveragePool", x, output="pool")
 
 
@@ -300,8 +303,9 @@ def he_normal(model, seed=0):
         if node.op_type == "ConstantOfShape":
             shape = sizes[node.input[0]].tolist()
             scale = np.sqrt(2 / max(1, np.prod(shape[1:]))) if len(shape) > 1 else 0.5
-            values = np.abs(rng.standard_normal(shape)) if len(shape) == 1 else rng.standard_normal(shape)
-            model.graph.initializer.append(numpy_helper.from_array((values * scale).astype("f4"), node.output[0]))
+            values = rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+            values = np.abs(values) if len(shape) == 1 else values
+            model.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
         else:
             kept.append(node)
     del model.graph.node[:]
@@ -322,7 +326,9 @@ LIGHT = {  # name: (size of the embedding, tensor before the classifier in the f
 }
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vgg19" else ()) for name in LIGHT]
+)
 def test_classic_networks_give_their_penultimate_activation(tmp_path, name):
     folder = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data", "light")
     model = he_normal(onnx.load(os.path.join(folder, f"light_{name}.onnx")))

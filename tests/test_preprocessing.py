@@ -11,7 +11,7 @@ from sktransfer import Preprocessing
 
 
 def slow_resample(pixels, length):
-    """Antialiased triangle filter along axis 0 in Pillow's 22-bit fixed point (libImaging/Resample.c), one row a time."""
+    """Antialiased triangle filter along axis 0 in Pillow's 22-bit fixed point (libImaging/Resample.c)."""
     scale = pixels.shape[0] / length
     support = max(scale, 1.0)
     rows = []
@@ -106,6 +106,22 @@ def test_switched_off_steps_are_left_out():
     assert Preprocessing.from_config(config) == expected
     with pytest.raises(ValueError, match="states no input size"):
         Preprocessing.from_config({"do_resize": False, "size": 224})
+
+
+def test_a_list_of_stages_is_read_in_order():
+    stages = [
+        {"type": "resize", "size": 235, "interpolation": "bicubic", "max_size": None, "antialias": True},
+        {"type": "center_crop", "size": [224, 224]},
+        {"type": "maybe_to_tensor"},
+        {"type": "normalize", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+    ]
+    expected = Preprocessing((224, 224), 235, "bicubic", 1 / 255, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert Preprocessing.from_config({"test": stages, "val": []}) == expected
+    assert Preprocessing.from_config({"stages": stages}) == expected
+    with pytest.raises(ValueError, match="the stage 'pad_to_size' is unknown"):
+        Preprocessing.from_config({"stages": [{"type": "pad_to_size"}]})
+    with pytest.raises(ValueError, match="crop must be two integers"):
+        Preprocessing.from_config({"stages": stages[:1]})
 
 
 def test_presets_follow_torchvision_and_keras():

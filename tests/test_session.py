@@ -55,7 +55,10 @@ def test_auto_warns_once_where_a_gpu_cannot_be_used(machine):
     [
         ({"gpus": 0}, "no NVIDIA driver or no GPU was found. Install the driver"),
         ({"gpus": 1, "providers": ["CPUExecutionProvider"]}, "built without CUDA. Run: pip uninstall onnxruntime"),
-        ({"gpus": 1, "works": False}, r'could not load its CUDA or cuDNN libraries. Run: pip install "sktransfer\[cuda'),
+        (
+            {"gpus": 1, "works": False},
+            r'could not load its CUDA or cuDNN libraries. Run: pip install "sktransfer\[cuda',
+        ),
     ],
 )
 def test_cuda_means_cuda_or_an_error_that_says_what_to_install(machine, situation, message):

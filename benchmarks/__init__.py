@@ -1,0 +1,1 @@
+"""Benchmarks: one question a file; run one with ``python -m benchmarks.<name>``."""

@@ -1,0 +1,51 @@
+"""The benchmarks' logic runs on small inputs; nothing is timed."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def test_the_gpu_benchmark_checks_and_measures_any_device(benchmark_module):
+    gpu = benchmark_module("gpu")
+    name, distance, *rates, share = gpu.measure("tiny-v1", "tiny-v1", "cpu", gpu.photos(4), rounds=2)
+    assert (name, distance) == ("tiny-v1", "0.0e+00 ok")
+    assert all(float(rate) > 0 for rate in rates)
+    assert "–" in share
+
+
+def test_the_gpu_benchmark_says_where_there_is_no_gpu(benchmark_module, monkeypatch, capsys):
+    gpu = benchmark_module("gpu")
+    monkeypatch.setattr(gpu, "resolve_device", raise_device_error(gpu))
+    gpu.main()
+    assert capsys.readouterr().out.startswith("No GPU was measured. ")
+
+
+def raise_device_error(gpu):
+    def resolve(device):
+        raise gpu.sktransfer.DeviceError("nothing here")
+
+    return resolve
+
+
+def test_candidates_alternate(benchmark_module):
+    order = []
+    candidates = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    seconds = benchmark_module("measure").alternate(candidates, 3)
+    assert "".join(order) == "abcbcacab"
+    assert [len(values) for values in seconds.values()] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("bench_*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_asks_one_question_and_names_its_command(path):
+    text = path.read_text("utf-8")
+    assert text.partition("\n")[0].endswith("?")
+    assert f"python -m benchmarks.{path.stem}" in text

@@ -1,0 +1,46 @@
+"""The README is tested: its commands are what CI runs, its blocks run, its links exist, its numbers are measured."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w+)( no-run)?\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_blocks_run(capsys):
+    for language, skipped, code in BLOCKS:
+        if language == "python" and not skipped:
+            exec(compile(code, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0.9
+
+
+def test_blocks_that_are_not_run_compile():
+    assert [compile(code, "README.md", "exec") for language, skipped, code in BLOCKS if skipped]
+
+
+def test_ci_runs_the_very_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    commands = [line for language, _, code in BLOCKS for line in code.splitlines() if line.startswith("pip install")]
+    assert commands == ['pip install -e ".[all]" && sktransfer demo', 'pip install -e ".[test]" && pytest']
+    assert "grep -m1 '^pip install .*pytest$' README.md" in script
+    assert "grep -m1 '^pip install .*sktransfer demo$' README.md" in script
+
+
+def test_every_link_leads_to_a_file():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_it_stays_short():
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("page", ["README.md", "models/README.md"])
+def test_the_quality_table_is_the_measured_one(page):
+    measured = (ROOT / "benchmarks" / "results" / "quality.md").read_text("utf-8")
+    rows = [line for line in (ROOT / page).read_text("utf-8").splitlines() if re.match(r"\| (raw|tiny-v1 \|)", line)]
+    assert page != "README.md" or rows
+    assert [row for row in rows if row not in measured] == []
