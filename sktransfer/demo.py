@@ -33,7 +33,7 @@ MIN_IMAGES = 6  # of a class
 RAW_SIZE = 32  # side of the photos behind the raw-pixel baseline
 HEADS: dict[str, tuple[Any, dict[str, list[float]]]] = {
     "LogisticRegression": (
-        LogisticRegression(max_iter=200),
+        LogisticRegression(max_iter=100),
         {"logisticregression__C": [0.001, 0.01, 0.1]},
     ),
     "MLPClassifier": (

@@ -223,7 +223,7 @@ def extract_references(
         output[row, column * d : (column + 1) * d] = _FILL[options.missing_images]
 
     skipped = set(missing)
-    cells = [(column, row) for column in range(n_columns) for row in range(n_rows) if (column, row) not in skipped]
+    cells = [(column, row) for row in range(n_rows) for column in range(n_columns) if (column, row) not in skipped]
     run = _Run(references, plan, options, output, cells)
     broken = run.embed_all()
     failed = [_describe_cell(references, *cells[index], reason) for index, reason in sorted(broken.items())]

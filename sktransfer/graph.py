@@ -285,7 +285,7 @@ class Network:
 
     def _describe_unknown_layer(self, layer: str) -> str:
         names = [name for name in self.producers if name not in self.constants]
-        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or names[-5:]
+        near = difflib.get_close_matches(layer, names, n=3, cutoff=0)
         return (
             f'layer must be "penultimate", "last_map", "logits" or a tensor of {self.path}. Got {layer!r} instead; '
             f"the nearest names are {', '.join(map(repr, near))}."

@@ -121,6 +121,21 @@ def test_missing_cells_alone_do_not_warn_and_are_reported(embed, photo_files):
     assert report["missing"].all()
 
 
+def test_rows_without_any_image_need_no_backbone_run(embed):
+    before = forward_passes()
+    assert np.isnan(embed([None, float("nan"), ""], missing_images="nan")).all()
+    assert forward_passes() == before
+
+
+def test_failures_of_several_columns_are_named_in_the_order_of_rows(embed, photos):
+    pd = pytest.importorskip("pandas")
+    content = encode(photos[0])
+    frame = pd.DataFrame({"a": [content, b"bad", content], "b": [b"bad2", content, content]})
+    with pytest.raises(ImageReadError, match=r"^Row 0, column 'b' \(4 bytes\) could not be read") as caught:
+        embed(frame)
+    assert [(failure.row, failure.column) for failure in caught.value.failures] == [(0, "b"), (1, "a")]
+
+
 def test_more_than_half_broken_is_an_error_whatever_the_policy(embed, photo_files, tmp_path):
     names = ["photo0.png", "wrong1.png", "wrong2.png"]
     with pytest.raises(ImageReadError, match=r"2 of 3 images could not be read \(root='.*is this the right folder"):
