@@ -14,7 +14,7 @@ from typing import Any
 
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError
-from sktransfer.graph import load_model, read_input_size
+from sktransfer.network import load_model, read_input_size
 from sktransfer.preprocessing import Preprocessing
 
 METADATA_KEY = "sktransfer.preprocessing"  # metadata_props entry: JSON of Preprocessing.to_dict()

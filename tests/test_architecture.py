@@ -10,11 +10,11 @@ PACKAGE = Path(sktransfer.__file__).parent
 FLOORS = {
     0: {"exceptions", "digests"},
     1: {"_optional", "images", "preprocessing", "references", "cache"},
-    2: {"graph"},
-    3: {"backbones", "session"},
-    4: {"extraction"},
-    5: {"extractor"},
-    6: {"diagnosis", "tables"},
+    2: {"network"},
+    3: {"backbones", "graph"},
+    4: {"session"},
+    5: {"extraction"},
+    6: {"diagnosis", "extractor", "tables"},
     7: {"demo"},
     8: {"cli"},
 }

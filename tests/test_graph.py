@@ -8,7 +8,8 @@ from conftest import IMAGENET, Builder, photo, small_classifier
 from onnx import TensorProto, helper, numpy_helper
 
 from sktransfer import BackboneError, Preprocessing
-from sktransfer.graph import INPUT_NAME, load_model, plan_graph
+from sktransfer.graph import INPUT_NAME, plan_graph
+from sktransfer.network import load_model
 
 P32 = Preprocessing((32, 32), 36, mean=tuple(IMAGENET["image_mean"]), std=tuple(IMAGENET["image_std"]))
 PIXELS = np.stack([photo(seed, 32, 32) for seed in range(3)])
