@@ -45,7 +45,6 @@ Policy = Literal["error", "nan", "zero"]
 Embeddings = np.ndarray[Any, np.dtype[np.float32]]
 
 _FILL = {"nan": np.nan, "zero": 0.0}
-_NAMED_FAILURES = 1  # spelled out in a message; the others are counted
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def extract_references(
         for column, row in [*missing, *(cells[index] for index in broken)]:
             output[row, n_columns * d + column] = 1.0
     if failed:
-        message = _summarise(failed, "broken_images")
+        message = f"{_name_first(failed)}. Such rows are filled (broken_images={options.broken_images!r})."
         warnings.warn(ImageReadWarning(message, failures), stacklevel=stacklevel)
     return output, failures
 
@@ -269,9 +268,13 @@ def _apply_broken_policy(failed: Sequence[ImageFailure], n_cells: int, options: 
 
 
 def _summarise(failures: Sequence[ImageFailure], parameter: str) -> str:
-    rest = len(failures) - _NAMED_FAILURES
-    more = f" ({rest} more {'row' if rest == 1 else 'rows'} {'failed' if parameter == 'broken_images' else 'too'})"
-    return f'{failures[0]}{more if rest > 0 else ""}. Pass {parameter}="nan" or "zero" to keep such rows.'
+    return f'{_name_first(failures)}. Pass {parameter}="nan" or "zero" to keep such rows.'
+
+
+def _name_first(failures: Sequence[ImageFailure]) -> str:
+    rest = len(failures) - 1
+    more = f" ({rest} more {'row' if rest == 1 else 'rows'} {'too' if failures[0].missing else 'failed'})"
+    return f"{failures[0]}{more if rest else ''}"
 
 
 def count_threads(n_jobs: int | None) -> int:

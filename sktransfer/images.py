@@ -71,8 +71,8 @@ def read_content(reference: Any, root: str | os.PathLike[str] | None, pixel_rang
         return _read_file(reference, root)
     if isinstance(reference, Image.Image):
         return np.asarray(to_rgb(reference, pixel_range))
-    if isinstance(reference, np.ndarray):
-        return pixels_from_array(reference, pixel_range)
+    if hasattr(reference, "__array__"):
+        return pixels_from_array(np.asarray(reference), pixel_range)
     raise ImageReadError(
         "an image must be a path, bytes, a PIL image, an array or a dict with 'bytes' or 'path'. "
         f"Got {type(reference).__name__} instead"

@@ -45,6 +45,8 @@ def list_references(X: Any) -> References:
     """
     if isinstance(X, _ONE_IMAGE) or X is None or not hasattr(X, "__len__"):
         raise TypeError(f"X must be a sequence of images. Got one {type(X).__name__} instead; wrap it in a list.")
+    if isinstance(X, (set, frozenset)):
+        raise TypeError("X must be a sequence of images. Got a set instead, which has no order; sort it into a list.")
     if hasattr(X, "toarray") and hasattr(X, "nnz"):
         raise TypeError("X must be a sequence of images. Got a sparse matrix instead; sparse data hold no images.")
     if len(X) == 0:
@@ -53,8 +55,8 @@ def list_references(X: Any) -> References:
         return _list_frame(X)
     if isinstance(X, (list, tuple)):
         return _list_sequence(X)
-    if isinstance(X, np.ndarray):
-        return _list_array(X)
+    if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and getattr(X, "ndim", 1) > 1):
+        return _list_array(np.asarray(X))
     return _list_sequence(list(X))
 
 

@@ -106,7 +106,7 @@ def test_a_broken_file_is_an_error_after_the_others_are_embedded(embed, mixed):
 
 @pytest.mark.parametrize(("policy", "value"), [("nan", np.nan), ("zero", 0.0)])
 def test_policies_fill_rows_and_keep_the_others(embed, mixed, policy, value):
-    with pytest.warns(ImageReadWarning, match=r"^Row 2 \(") as caught:
+    with pytest.warns(ImageReadWarning, match=r"^Row 2 \(.*Such rows are filled \(broken_images='") as caught:
         vectors = embed(mixed, missing_images=policy, broken_images=policy, add_indicator=True)
     np.testing.assert_array_equal(vectors[[1, 2], :-1], value)
     np.testing.assert_array_equal(vectors[:, -1], [0, 1, 1, 0, 0, 0])
@@ -230,6 +230,7 @@ def test_verbose_shows_a_bar_on_stderr_and_nothing_on_stdout(embed, photos, capf
         (b"photo", TypeError, "Got one bytes instead"),
         (Image.new("RGB", (2, 2)), TypeError, "wrap it in a list"),
         (7, TypeError, "Got one int instead"),
+        ({"a.jpg"}, TypeError, "Got a set instead, which has no order"),
         (np.zeros((4, 64)), ValueError, r"64 numeric columns could be anything. Pass image_shape=\(8, 8\) if"),
         (np.zeros((4, 48)), ValueError, r"Pass image_shape=\(4, 4, 3\) if"),
         ([[1, 2], [3, 4]], ValueError, r"Pass image_shape=\(height, width\) if"),
@@ -290,6 +291,22 @@ def test_containers_give_the_same_rows(embed, photo_files, photos):
     ]  # fmt: skip
     for container in containers:
         np.testing.assert_array_equal(embed(container), expected)
+
+
+def test_arrays_of_other_libraries_are_taken_through_numpys_protocol(embed, photos):
+    class Tensor:
+        def __init__(self, values):
+            self.values, self.ndim = values, values.ndim
+
+        def __array__(self, dtype=None, copy=None):
+            return self.values
+
+        def __len__(self):
+            return len(self.values)
+
+    expected = embed(photos)
+    np.testing.assert_array_equal(embed(Tensor(np.stack(photos))), expected)
+    np.testing.assert_array_equal(embed([Tensor(image) for image in photos]), expected)
 
 
 def test_several_columns_become_blocks(embed, photo_files):
