@@ -126,7 +126,7 @@ def test_nasty_files_are_embedded_or_named(assets, capfd):
     assert refused == {
         "pillow/10ct_32bit_128.tiff",  # float pixels of -3.1..3.1: their scale has to be given
         "pillow/broken_data_stream.png",  # these two raise in the first load() and not in a second one,
-        "pillow/truncated_end_chunk.png",  # which is what the manifest counted
+        "pillow/truncated_end_chunk.png",  # which is what the manifest seems to have counted
     }
     assert not set(range(len(rows))) - loads - failed, "a vector for a file that does not load"
 
