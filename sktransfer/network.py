@@ -201,8 +201,9 @@ class Network:
             tensor, pooling = layer, None
         else:
             raise BackboneError(self._describe_unknown_layer(layer))
+        flattened = len(self.shape(tensor)) <= 2
         tensor = self._skip_reshapes(tensor)
-        return tensor, self._own_pooling(tensor, pooling, flattened=tensor != layer and pooling is None)
+        return tensor, self._own_pooling(tensor, pooling, flattened=flattened)
 
     def _describe_unknown_layer(self, layer: str) -> str:
         names = [name for name in self.producers if name not in self.constants]
@@ -284,11 +285,9 @@ class Network:
     def _skip_reshapes(self, tensor: str) -> str:
         """Walk back over what only flattens: a Reshape often freezes the batch size."""
         while (node := self.producers.get(tensor)) is not None:
-            flattens = node.op_type in _RESHAPES and len(self.shape(tensor)) <= 2
-            if not flattens and node.op_type not in _TRANSPARENT:
-                break
             source = self._data_input(node)
-            if source == self.image_input.name:
+            flattens = node.op_type in _RESHAPES and len(self.shape(tensor)) <= 2 and len(self.shape(source)) in (2, 4)
+            if source == self.image_input.name or not (flattens or node.op_type in _TRANSPARENT):
                 break
             tensor = source
         return tensor

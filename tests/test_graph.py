@@ -198,6 +198,20 @@ def test_matmul_with_bias_is_a_classifier_too(tmp_path):
     assert_same(embed(tmp_path, model), by_hand(model, "mean"))
 
 
+def test_a_map_as_the_only_output_is_averaged(tmp_path):
+    b = Builder()
+    model = b.model([b.node("Relu", b.conv("input", 3, 6, stride=2), output="map")])
+    assert_same(embed(tmp_path, model), by_hand(model, "map").mean((2, 3)))
+
+
+def test_a_reshape_of_tokens_is_kept(tmp_path):
+    b = Builder()
+    x = b.node("Reshape", b.conv("input", 3, 6, stride=2), b.constant(np.array([0, 6, 256])))
+    x = b.node("ReduceMax", x, axes=[2], keepdims=1)
+    model = b.model([b.gemm(b.node("Squeeze", x, b.constant(np.array([2])), output="tokens"), 6, 5)])
+    assert_same(embed(tmp_path, model), by_hand(model, "tokens"))
+
+
 def test_an_output_called_features_wins(tmp_path):
     model = small_classifier()
     model.graph.output.append(helper.make_empty_tensor_value_info("my_features"))
