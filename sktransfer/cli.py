@@ -96,7 +96,7 @@ def main() -> None:
 
     try:
         app()
-    except (SktransferError, ValueError, TypeError) as error:
+    except (SktransferError, OSError, TypeError, ValueError) as error:
         typer.echo(f"sktransfer: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:

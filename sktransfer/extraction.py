@@ -214,6 +214,7 @@ def extract_references(
     """Embed every cell of `references`: float32 (n, columns * d + indicators), and what failed."""
     n_rows, n_columns, d = references.n_rows, len(references.columns), plan.graph.n_features
     missing = [(column, row) for column in range(n_columns) for row in _find_missing(references.columns[column])]
+    missing.sort(key=lambda cell: cell[1])
     failures = [_describe_cell(references, column, row, "empty cell", missing=True) for column, row in missing]
     if failures and options.missing_images == "error":
         raise ImageReadError(_summarise(failures, "missing_images"), failures)
@@ -230,7 +231,7 @@ def extract_references(
     for index in broken:
         column, row = cells[index]
         output[row, column * d : (column + 1) * d] = _FILL[options.broken_images]
-    failures = sorted(failures + failed, key=lambda failure: (failure.row, failure.column or ""))
+    failures = sorted(failures + failed, key=lambda failure: failure.row)
     if options.add_indicator:
         output[:, n_columns * d :] = 0.0
         for column, row in [*missing, *(cells[index] for index in broken)]:
@@ -308,7 +309,9 @@ class _Run:
         self.n_threads = max(1, min(count_threads(options.n_jobs), len(cells)))
         self.batch = options.batch_size if options.batch_size != "auto" else 1 if device.is_cpu else GPU_BATCH
         self.lock = threading.Lock()
-        self.chunks = _chunk(len(cells), min(self.batch, -(-len(cells) // self.n_threads)))
+        # A GPU gets whole batches, since each is padded to one shape; threads of the CPU get equal shares.
+        share = -(-len(cells) // self.n_threads)
+        self.chunks = _chunk(len(cells), min(self.batch, share) if device.is_cpu else self.batch)
         self.first_of: dict[bytes, int] = {}  # key -> cell that computes it in this call
         self.copies: list[tuple[int, int]] = []  # (cell, the cell with the same image)
         self.broken: dict[int, str] = {}

@@ -69,7 +69,7 @@ def is_numeric_table(X: Any) -> bool:
     if isinstance(X, _ONE_IMAGE):
         return False
     if _is_frame(X):
-        return len(X.columns) > 0 and all(_is_numeric_dtype(X[name].dtype) for name in X.columns)
+        return len(X.columns) > 0 and all(map(_is_numeric_dtype, X.dtypes))
     if isinstance(X, (list, tuple)):
         return len(X) > 0 and _is_row_of_numbers(X[0])
     if not hasattr(X, "__array__") or getattr(X, "ndim", 2) != 2:

@@ -134,6 +134,15 @@ def test_failures_of_several_columns_are_named_in_the_order_of_rows(embed, photo
     with pytest.raises(ImageReadError, match=r"^Row 0, column 'b' \(4 bytes\) could not be read") as caught:
         embed(frame)
     assert [(failure.row, failure.column) for failure in caught.value.failures] == [(0, "b"), (1, "a")]
+    empty = pd.DataFrame({"a": [content, None], "b": [None, content]})
+    with pytest.raises(ImageReadError, match=r"^Row 0, column 'b' is empty \(1 more row too\)"):
+        embed(empty)
+
+
+def test_two_columns_of_one_name_are_told_apart_by_position(embed, photo_files):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame([photo_files[:2]], columns=["photo", "photo"])
+    np.testing.assert_array_equal(embed(frame).reshape(2, 8), embed(photo_files[:2]))
 
 
 def test_more_than_half_broken_is_an_error_whatever_the_policy(embed, photo_files, tmp_path):
