@@ -1,8 +1,10 @@
 """sktransfer: embed images with pretrained CNNs, inside scikit-learn pipelines."""
 
 from sktransfer.backbones import Backbone, load_backbone
+from sktransfer.cache import cache_info, clear_cache
 from sktransfer.exceptions import (
     BackboneError,
+    CacheWarning,
     DeviceError,
     DeviceWarning,
     ImageFailure,
@@ -14,6 +16,7 @@ from sktransfer.exceptions import (
 from sktransfer.extraction import extract
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.selection import prefetch
 from sktransfer.session import release_sessions
 
 __version__ = "0.1.0"
@@ -21,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "BackboneError",
+    "CacheWarning",
     "DeviceError",
     "DeviceWarning",
     "ImageFailure",
@@ -30,7 +34,10 @@ __all__ = [
     "Preprocessing",
     "PretrainedFeatureExtractor",
     "SktransferError",
+    "cache_info",
+    "clear_cache",
     "extract",
     "load_backbone",
+    "prefetch",
     "release_sessions",
 ]

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sktransfer.cache import NO_CACHE, EmbeddingCache
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError
 from sktransfer.network import load_model, read_input_size
 from sktransfer.preprocessing import Preprocessing
 
 METADATA_KEY = "sktransfer.preprocessing"  # metadata_props entry: JSON of Preprocessing.to_dict()
+DESCRIPTION_VERSION = 1  # raise it when something else is read of a file
 CONFIG_FILES = ("preprocessor_config.json", "preprocess.json")
 
 
@@ -79,6 +81,11 @@ def load_backbone(reference: str | os.PathLike[str] | Backbone) -> Backbone:
     >>> load_backbone("default").name
     'tiny-v1'
     """
+    return find_backbone(reference, NO_CACHE)
+
+
+def find_backbone(reference: str | os.PathLike[str] | Backbone, cache: EmbeddingCache) -> Backbone:
+    """What `load_backbone` returns; a file that `cache` knows is not read again."""
     if isinstance(reference, Backbone):
         return reference
     if not isinstance(reference, (str, os.PathLike)) or not os.fspath(reference):
@@ -88,14 +95,14 @@ def load_backbone(reference: str | os.PathLike[str] | Backbone) -> Backbone:
     text = os.fspath(reference)
     name = str(pin_reference(text))
     if name in _read_registry()["backbones"]:
-        return _load_registered(name)
+        return _load_registered(name, cache)
     path = Path(text)
     if path.is_dir():
         if not (path / "model.onnx").is_file():
             raise BackboneError(f"The folder {text!r} holds no model.onnx; pass the path of the .onnx file itself.")
         path = path / "model.onnx"
     if path.is_file():
-        return _load_file(path)
+        return _load_file(path, cache)
     raise BackboneError(_describe_unknown(text))
 
 
@@ -131,10 +138,10 @@ def _read_registry() -> Mapping[str, Any]:
     return registry
 
 
-def _load_registered(name: str) -> Backbone:
+def _load_registered(name: str, cache: EmbeddingCache) -> Backbone:
     entry = _read_registry()["backbones"][name]
     path = models_folder() / entry["path"]
-    digest = digest_file(path)
+    digest = cache.digest_file(path, digest_file)
     if digest != entry["sha256"]:
         raise BackboneError(
             f"{path} must have the SHA-256 {entry['sha256']}. Got {digest} instead; install sktransfer again."
@@ -143,41 +150,34 @@ def _load_registered(name: str) -> Backbone:
     return Backbone(name, path, digest, preprocessing, entry["layer"], entry["source"], entry["license"])
 
 
-def _load_file(path: Path) -> Backbone:
-    digest = digest_file(path)
-    description = _describe_file(path, digest)
-    for name in description.external_data:
+def _load_file(path: Path, cache: EmbeddingCache) -> Backbone:
+    digest = cache.digest_file(path, digest_file)
+    description = cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: _describe_file(path))
+    external = description["external_data"]
+    for name in external:
         if not (path.parent / name).is_file():
             raise BackboneError(f"The weights of {path} are missing: put {name!r} beside it.")
-    if description.external_data:
-        parts = [digest, *(digest_file(path.parent / name) for name in description.external_data)]
+    if external:
+        parts = [digest, *(cache.digest_file(path.parent / name, digest_file) for name in external)]
         digest = hashlib.sha256("".join(parts).encode()).hexdigest()
     name = path.parent.resolve().name if path.stem == "model" else path.stem
-    preprocessing = description.preprocessing or _read_config_beside(path)
-    return Backbone(name, path, digest, preprocessing)
+    metadata = description["preprocessing"]
+    if metadata is None:
+        return Backbone(name, path, digest, _read_config_beside(path))
+    try:
+        return Backbone(name, path, digest, Preprocessing(**json.loads(metadata)))
+    except (TypeError, ValueError) as error:
+        raise BackboneError(f"The metadata {METADATA_KEY} of {path} cannot be used: {error}") from error
 
 
-@dataclass(frozen=True)
-class _FileDescription:
-    preprocessing: Preprocessing | None
-    external_data: tuple[str, ...]
-
-
-@functools.lru_cache(maxsize=64)
-def _describe_file(path: Path, digest: str) -> _FileDescription:  # noqa: ARG001
-    """What the file says of itself; `digest` is there to tell a changed file from a known one."""
+def _describe_file(path: Path) -> dict[str, Any]:
+    """What the file says of itself: its preprocessing in the words of its metadata, and the files of its weights."""
     model = load_model(path, weights=False)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    preprocessing = None
-    if METADATA_KEY in metadata:
-        try:
-            preprocessing = Preprocessing(**json.loads(metadata[METADATA_KEY]))
-        except (TypeError, ValueError) as error:
-            raise BackboneError(f"The metadata {METADATA_KEY} of {path} cannot be used: {error}") from error
     locations = {
         entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
-    return _FileDescription(preprocessing, tuple(sorted(locations)))
+    return {"preprocessing": metadata.get(METADATA_KEY), "external_data": sorted(locations)}
 
 
 def _read_config_beside(path: Path) -> Preprocessing | None:
@@ -192,7 +192,9 @@ def _read_config_beside(path: Path) -> Preprocessing | None:
     return None
 
 
-def resolve_preprocessing(backbone: Backbone, preprocessing: str | Preprocessing | None) -> Preprocessing:
+def resolve_preprocessing(
+    backbone: Backbone, preprocessing: str | Preprocessing | None, cache: EmbeddingCache
+) -> Preprocessing:
     """The preprocessing to use: the given one, a preset at the network's input size, or the backbone's own.
 
     Raises
@@ -203,7 +205,10 @@ def resolve_preprocessing(backbone: Backbone, preprocessing: str | Preprocessing
     if isinstance(preprocessing, Preprocessing):
         return preprocessing
     if preprocessing is not None:
-        return Preprocessing.from_preset(preprocessing, read_input_size(backbone.path))
+        size = cache.recall(
+            "input size", [DESCRIPTION_VERSION, backbone.digest], lambda: {"crop": read_input_size(backbone.path)}
+        )
+        return Preprocessing.from_preset(preprocessing, tuple(size["crop"]))
     if backbone.preprocessing is None:
         raise BackboneError(
             f"The preprocessing of {backbone.path} is unknown: neither its metadata nor a {CONFIG_FILES[0]} beside it "

@@ -1,57 +1,630 @@
-"""Digest of an embedding -> vector, remembered within the process and bounded in bytes."""
+"""The cache of embeddings: what this process remembers in memory, and the store on disk behind it.
+
+Whatever goes wrong with the store costs speed and one warning, never a result.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
+import json
 import os
+import re
+import secrets
+import shutil
+import sqlite3
 import threading
-from collections import OrderedDict
-from typing import Any
+import time
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import platformdirs
+from blake3 import blake3
 
-MAX_BYTES = 512 * 2**20  # of vectors, for each cache folder
+from sktransfer.exceptions import CacheWarning
+from sktransfer.locations import is_file, is_racy, pack_stamp, stamp_file
+from sktransfer.store import (
+    RESERVE_BYTES,
+    TOUCH_SECONDS,
+    Block,
+    Space,
+    Store,
+    StoreVersionError,
+    is_network_folder,
+)
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+DIRECTORY_VARIABLE = "SKTRANSFER_CACHE_DIR"
+SIZE_VARIABLE = "SKTRANSFER_CACHE_SIZE"
+DEFAULT_BYTES = 5 * 10**9  # of the file
+FRONT_BYTES = 256 * 2**20  # of vectors that a process keeps in memory, for each cache folder
+FRESH_SECONDS = 60  # that a URL's validator is trusted without asking the server again
+MAX_SHORTCUTS = 2_000_000  # places that a process remembers
+
+CacheDir = str | os.PathLike[str] | Literal["auto"] | None
 Vector = np.ndarray[Any, np.dtype[np.float32]]
+Stamp = tuple[int, int, int, int]
+T = TypeVar("T")
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+
+
+class _Front:
+    """Blocks in memory, bounded in bytes; the least recently used leave first."""
+
+    def __init__(self) -> None:
+        self._index: dict[bytes, dict[bytes, tuple[Block, int]]] = {}
+        self._blocks: OrderedDict[Block, bytes] = OrderedDict()  # block -> key of its space
+        self._bytes = 0
+
+    def find(self, key: bytes, images: Iterable[bytes]) -> tuple[dict[bytes, Vector], list[bytes], set[Block]]:
+        """Vectors of the known images, the unknown images, and the blocks that were used."""
+        index = self._index.get(key, {})
+        found, unknown, used = dict[bytes, Vector](), list[bytes](), set[Block]()
+        for image in images:
+            entry = index.get(image)
+            if entry is None:
+                unknown.append(image)
+            else:
+                block, position = entry
+                found[image] = block.vectors[position]
+                used.add(block)
+        for block in used:
+            self._blocks.move_to_end(block)
+        return found, unknown, used
+
+    def add(self, key: bytes, block: Block) -> None:
+        index = self._index.setdefault(key, {})
+        if all(image in index for image in block.images):
+            return
+        index.update((image, (block, position)) for position, image in enumerate(block.images))
+        self._blocks[block] = key
+        self._bytes += block.vectors.nbytes
+        while self._bytes > FRONT_BYTES and len(self._blocks) > 1:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        block, key = self._blocks.popitem(last=False)
+        self._bytes -= block.vectors.nbytes
+        index = self._index[key]
+        for image in block.images:
+            if index.get(image, (None,))[0] is block:
+                del index[image]
 
 
 class EmbeddingCache:
-    """Bounded mapping from key to vector; the least recently used leave first. Safe for threads."""
+    """Vectors by (space, image digest), and the shortcuts that lead to digests. Safe for threads.
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
-        self._bytes = 0
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
+    Without a folder it remembers nothing, and every image is the caller's to compute.
+    """
 
-    def get(self, key: bytes) -> Vector | None:
-        """The vector stored under `key`, or None."""
+    def __init__(self, folder: Path | None, max_bytes: int = DEFAULT_BYTES) -> None:
+        self.folder, self._max_bytes = folder, max_bytes
+        self._lock = threading.RLock()
+        self._front = _Front()
+        self._files: dict[str, bytes] = {}  # path -> validator and digest, without a tuple for each
+        self._remotes: dict[str, tuple[bytes | None, bytes, float]] = {}  # place -> validator, digest, checked at
+        self._new_shortcuts: dict[bytes, bytes] = {}
+        self._models: dict[str, tuple[Stamp, str]] = {}
+        self._facts: dict[bytes, dict[str, Any]] = {}
+        self._store: Store | None = None
+        self._given_up = False  # the store cannot be used by this process
+        self._writable = True
+        self._said: set[str] = set()  # kinds of warnings
+        self._unsaid: list[str] = []
+        self.hits: Counter[bytes] = Counter()  # by key of the space
+        self.misses: Counter[bytes] = Counter()
+
+    # -- the store, and what may go wrong with it -----------------------------------------------------------------
+
+    def _open(self) -> Store | None:
+        if self.folder is None or self._given_up:
+            return None
+        if self._store is None:
+            if is_network_folder(self.folder):
+                self._give_up("it lies on a network file system, whose locks cannot be relied on")
+                return None
+            for attempt in (0, 1):
+                try:
+                    self._store = Store(self.folder, self._max_bytes)
+                    break
+                except StoreVersionError as error:
+                    self._give_up(f"it {error}; upgrade sktransfer, or choose another folder")
+                except (sqlite3.Error, OSError) as error:
+                    if attempt or not self._start_anew(error):
+                        self._give_up(str(error))
+                if self._given_up:
+                    return None
+            if self._store is not None and self._store.read_only:
+                self._writable = False
+        return self._store
+
+    def _ask(self, action: Callable[[Store], T], default: T, *, write: bool = False) -> T:
+        """What `action` returns, or `default` where there is no store or it fails."""
         with self._lock:
-            vector = self._vectors.get(key)
-            if vector is not None:
-                self._vectors.move_to_end(key)
-            return vector
+            store = self._open()
+            if store is None:
+                return default
+            if write and not self._writable:
+                self._say("read-only", f"{self._name} cannot be written; new embeddings are not stored. {_REMEDY}")
+                return default
+        try:
+            return action(store)
+        except (sqlite3.Error, OSError) as error:
+            with self._lock:
+                if self._store is store:
+                    self._handle(error)
+            return default
 
-    def put(self, key: bytes, vector: Vector) -> None:
-        """Remember a copy of `vector` under `key`."""
-        vector = vector.copy()
+    def _handle(self, error: Exception) -> None:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
+            self._writable = False
+            self._say("full", f"The disk of {self._name} is full: new embeddings are not stored. {_REMEDY}")
+        elif code == sqlite3.SQLITE_READONLY or getattr(error, "errno", 0) in (errno.EROFS, errno.EACCES):
+            self._writable = False
+            self._say("read-only", f"{self._name} cannot be written; new embeddings are not stored. {_REMEDY}")
+        elif not self._start_anew(error):
+            self._give_up(str(error))
+
+    def _start_anew(self, error: Exception) -> bool:
+        """Put a damaged file away, once; returns whether the store may be opened again."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        assert self.folder is not None
+        if code not in _DAMAGED or "damaged" in self._said or not os.access(self.folder, os.W_OK):
+            return False
+        self._close()
+        aside = self.folder.with_name(f"{self.folder.name}-damaged-{secrets.token_hex(4)}")
+        try:
+            self.folder.rename(aside)  # with its log and shared memory, which belong to no other file
+        except OSError:
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        self._say("damaged", f"{self._name} was damaged ({error}): it starts anew, and images are embedded again.")
+        return True
+
+    def _give_up(self, reason: str) -> None:
+        self._close()
+        self._given_up = True
+        self._say("given up", f"{self._name} cannot be used: {reason}. Every process embeds for itself. {_REMEDY}")
+
+    @property
+    def _name(self) -> str:
+        return f"The embedding cache {str(self.folder)!r}"
+
+    def _say(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self._unsaid.append(message)
+
+    def warn(self, stacklevel: int) -> None:
+        """Give the warnings that have come up, each kind once in a process."""
+        store = self._store
+        if store is not None:
+            if store.damaged_blocks:
+                self._say("damaged", f"{self._name} holds damaged blocks: their images are embedded again.")
+            if store.crowded_bytes:
+                self._say(
+                    "crowded",
+                    f"{self._name} holds {format_bytes(store.crowded_bytes)} in use by running processes, more than "
+                    f"its bound of {format_bytes(store.max_bytes)}, and grows beyond it: evicting them would cost "
+                    f"more passes. Set {SIZE_VARIABLE}, for example to 20GB.",
+                )
+            if store.short_of_disk:
+                self._say(
+                    "full",
+                    f"The disk of {self._name} has less than {format_bytes(RESERVE_BYTES)} left: new embeddings are "
+                    f"not stored. {_REMEDY}",
+                )
         with self._lock:
-            previous = self._vectors.pop(key, None)
-            self._vectors[key] = vector
-            self._bytes += vector.nbytes - (0 if previous is None else previous.nbytes)
-            while self._bytes > self._max_bytes and len(self._vectors) > 1:
-                self._bytes -= self._vectors.popitem(last=False)[1].nbytes
+            messages, self._unsaid = self._unsaid, []
+        for message in messages:
+            warnings.warn(message, CacheWarning, stacklevel=stacklevel + 1)
+
+    def _close(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            with contextlib.suppress(sqlite3.Error, OSError):
+                store.close()
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        with self._lock:
+            self._close()
+
+    def leave_to_parent(self, inherited: list[Any]) -> None:
+        """In a forked child: the vectors in memory stay, the open file is the parent's."""
+        self._lock = threading.RLock()
+        inherited.append(self._store)
+        self._store = None
+        self.hits.clear()
+        self.misses.clear()
+
+    # -- vectors --------------------------------------------------------------------------------------------------
+
+    def fetch(self, space: Space, images: Iterable[bytes]) -> dict[bytes, Vector]:
+        """The vectors that are known, from memory or from the store."""
+        if self.folder is None:
+            return {}
+        with self._lock:
+            found, unknown, used = self._front.find(space.key, images)
+            now = time.time()
+            idle = [block for block in used if now - block.touched > TOUCH_SECONDS]
+        if idle:
+            self._ask(lambda store: store.touch(idle, now), None)
+        if unknown:
+            blocks = self._ask(lambda store: store.find(space, unknown), list[Block]())
+            with self._lock:
+                for block in blocks:
+                    self._front.add(space.key, block)
+            wanted = set(unknown)
+            for block in blocks:
+                for image, vector in zip(block.images, block.vectors, strict=True):
+                    if image in wanted:
+                        found[image] = vector
+        return found
+
+    def claim(self, space: Space, images: Sequence[bytes], limit: int | None = None) -> tuple[set[bytes], set[bytes]]:
+        """What the caller shall compute, at most `limit` images, and what other processes are computing.
+
+        The rest has been stored meanwhile, or is beyond the limit.
+        """
+        if not images:
+            return set(), set()
+        limit = len(images) if limit is None else limit
+        return self._ask(lambda store: store.claim(space, images, limit), (set(images), set[bytes]()), write=True)
+
+    def publish(self, space: Space, images: Sequence[bytes], vectors: Vector) -> None:
+        """Remember vectors (n, d), and let others have them."""
+        if self.folder is None or not images:
+            return
+        block_id = self._ask(lambda store: store.publish(space, images, vectors), 0, write=True)
+        with self._lock:
+            self._front.add(space.key, Block(block_id, list(images), vectors))
+
+    def release(self, space: Space, images: Sequence[bytes]) -> None:
+        """Give up claims on images without a vector."""
+        if images and self._writable:
+            self._ask(lambda store: store.release(space, images), None)
+
+    def renew(self) -> None:
+        """Tell other processes that work on the claims goes on."""
+        if self._writable:
+            self._ask(lambda store: store.renew(), None)
+
+    def flush(self) -> None:
+        """Write what a call has gathered: shortcuts, and which blocks were used."""
+        with self._lock:
+            shortcuts, self._new_shortcuts = self._new_shortcuts, {}
+            store = self._store
+            if store is not None and not store.is_current():
+                self._close()  # put away by another process
+        if self._writable and self.folder is not None:
+            if shortcuts:
+                self._ask(lambda store: store.keep_shortcuts(shortcuts.items()), None)
+            self._ask(lambda store: store.flush(), None)
+
+    def count(self, space: Space, hits: int, misses: int, *, report: bool = False) -> None:
+        """Count images that were known, and images that were run; `report` tells the parent process too."""
+        with self._lock:
+            self.hits[space.key] += hits
+            self.misses[space.key] += misses
+        if report and self._writable:
+            self._ask(lambda store: store.count(hits, misses), None)
+
+    def count_of_children(self) -> tuple[int, int]:
+        """(hits, passes) that worker processes have reported."""
+        return self._ask(lambda store: store.count_of_children(), (0, 0))
+
+    # -- shortcuts ------------------------------------------------------------------------------------------------
+
+    def recall_digests(self, places: Iterable[str]) -> dict[str, bytes]:
+        """The content digests of places that are as they were when last read."""
+        found, asked, validators = dict[str, bytes](), dict[bytes, str](), dict[str, bytes]()
+        files, remotes, stamp, pack = self._files, self._remotes, stamp_file, pack_stamp
+        for place in places:
+            if not is_file(place):
+                known_remote = remotes.get(place)
+                if known_remote is not None and time.monotonic() - known_remote[2] < FRESH_SECONDS:
+                    found[place] = known_remote[1]
+                continue
+            try:
+                validator = pack(stamp(place))
+            except (OSError, ValueError):
+                continue
+            known = files.get(place)
+            if known is not None and known.startswith(validator):
+                found[place] = known[-32:]
+            else:
+                asked[_name_place(place)] = place
+                validators[place] = validator
+        if asked:
+            shortcuts = self._find_shortcuts(asked)
+            for name, both in shortcuts.items():
+                place = asked[name]
+                if both.startswith(validators[place]):
+                    found[place] = both[-32:]
+                    self._keep_file(place, both)
+        return found
+
+    def _find_shortcuts(self, names: Iterable[bytes]) -> dict[bytes, bytes]:
+        return self._ask(lambda store: store.find_shortcuts(names), dict[bytes, bytes]())
+
+    def recall_remote(self, place: str, check: Callable[[str], bytes | None]) -> bytes | None:
+        """The digest of a place without a stat, if `check` returns the validator it had when last read."""
+        known = self._remotes.get(place)
+        if known is None:
+            name = _name_place(place)
+            both = self._find_shortcuts([name]).get(name)
+            if both is None:
+                return None
+            validator, digest = both[:-32], both[-32:]
+        elif known[0] is None:
+            return known[1]  # no validator: read once in a process
+        else:
+            validator, digest = known[0], known[1]
+        if check(place) != validator:
+            return None
+        self._remotes[place] = validator, digest, time.monotonic()
+        return digest
+
+    def remember_digest(self, place: str, validator: bytes | None, digest: bytes) -> None:
+        """Keep the digest of what was read at `place`; written with the next `flush`."""
+        if self.folder is None:
+            return
+        if not is_file(place):
+            checked = time.monotonic() if validator is not None else float("inf")
+            self._remotes[place] = validator, digest, checked
+        elif validator is not None:
+            self._keep_file(place, validator + digest)
+        if validator is not None:
+            with self._lock:
+                self._new_shortcuts[_name_place(place)] = validator + digest
+
+    def _keep_file(self, place: str, validator_and_digest: bytes) -> None:
+        if len(self._files) >= MAX_SHORTCUTS:
+            self._files.clear()
+        self._files[place] = validator_and_digest
+
+    # -- facts ----------------------------------------------------------------------------------------------------
+
+    def digest_file(self, path: Path, compute: Callable[[Path], str]) -> str:
+        """The digest that `compute` gives of a file, hexadecimal; computed again when the file has changed."""
+        place = f"model:{os.path.abspath(path)}"
+        stamp = stamp_file(os.fspath(path))
+        known = self._models.get(place)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        name, validator = _name_place(place), pack_stamp(stamp)
+        kept = self._find_shortcuts([name]).get(name)
+        if kept is not None and kept.startswith(validator):
+            digest = kept[-32:].hex()
+        else:
+            now = time.time_ns()
+            digest = compute(path)
+            if is_racy(stamp, now) or stamp_file(os.fspath(path)) != stamp:
+                return digest
+            if self.folder is not None:
+                with self._lock:
+                    self._new_shortcuts[name] = validator + bytes.fromhex(digest)
+        self._models[place] = stamp, digest
+        return digest
+
+    def recall(self, kind: str, inputs: Sequence[object], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `compute` returned for the same inputs before: JSON, kept beside the vectors."""
+        key = blake3(repr((kind, *inputs)).encode()).digest()
+        known = self._facts.get(key)
+        if known is None:
+            text = self._ask(lambda store: store.find_fact(key), None)
+            known = json.loads(text) if text is not None else compute()
+            self._facts[key] = known
+            if text is None and self._writable and self.folder is not None:
+                self._ask(lambda store: store.keep_fact(key, json.dumps(known)), None)
+        return dict(known)
+
+    # -- for people -----------------------------------------------------------------------------------------------
+
+    def info(self) -> CacheInfo:
+        """What `cache_info` returns."""
+        lines = self._ask(lambda store: store.summarise(), list[dict[str, Any]]())
+        for line in lines:
+            key = line.pop("key")
+            line["hits"], line["misses"] = self.hits[key], self.misses[key]
+        n_bytes = self._ask(lambda store: store.n_bytes, 0)
+        hits, misses = sum(self.hits.values()), sum(self.misses.values())
+        assert self.folder is not None
+        return CacheInfo(self.folder, sum(line["entries"] for line in lines), n_bytes, self._max_bytes,
+                         hits, misses, tuple(lines))  # fmt: skip
+
+    def clear(self) -> None:
+        """Remove every vector and shortcut, in memory and on disk."""
+        with self._lock:
+            self._front = _Front()
+            self._files.clear()
+            self._remotes.clear()
+            self._new_shortcuts.clear()
+            self._models.clear()
+            self._facts.clear()
+        self._ask(lambda store: store.clear(), None, write=True)
+
+    def forget(self, images: Sequence[bytes], places: Sequence[str]) -> int:
+        """Remove the vectors of images, by digest and by the places they were read from; returns how many."""
+        names = [_name_place(place) for place in places]
+        removed = self._ask(lambda store: store.forget(images, names), 0, write=True)
+        with self._lock:
+            self._front = _Front()
+            for place in places:
+                self._files.pop(place, None)
+                self._remotes.pop(place, None)
+        return removed
+
+    def prune(self, max_bytes: int, unused_seconds: float | None) -> int:
+        """Evict to `max_bytes`, and what was not used for `unused_seconds`; returns the number of vectors."""
+
+        def evict(store: Store) -> int:
+            removed = 0
+            if unused_seconds is not None:
+                removed += store.evict(0, before=time.time() - unused_seconds)
+            removed += store.evict(max_bytes, before=float("inf"))
+            store.compact()
+            return removed
+
+        return self._ask(evict, 0, write=True)
 
 
+@dataclass(frozen=True)
+class CacheInfo:
+    """State of a cache of embeddings."""
+
+    folder: Path
+    entries: int  # vectors on disk
+    bytes: int  # on disk
+    max_bytes: int
+    hits: int  # images that this process found there or in its memory
+    misses: int  # images that this process sent through a backbone
+    spaces: tuple[dict[str, Any], ...]
+
+    @property
+    def backbones(self) -> pd.DataFrame:
+        """One line for each backbone and layer: backbone, layer, n_features, entries, bytes, used, hits, misses."""
+        import pandas as pd
+
+        columns = ["backbone", "layer", "n_features", "entries", "bytes", "used", "hits", "misses"]
+        frame = pd.DataFrame(list(self.spaces), columns=columns)
+        frame["used"] = pd.to_datetime(frame["used"], unit="s")
+        return frame
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entries} vectors in {format_bytes(self.bytes)} of {format_bytes(self.max_bytes)} at {self.folder}; "
+            f"this process: {self.hits} hits, {self.misses} misses"
+        )
+
+
+_REMEDY = f"Set {DIRECTORY_VARIABLE} to a folder on a local disk that can be written, or pass cache_dir=None."
 _caches: dict[str, EmbeddingCache] = {}
+_caches_lock = threading.Lock()
+NO_CACHE = EmbeddingCache(None)
 
 
-def open_cache(cache_dir: str | os.PathLike[str] | None) -> EmbeddingCache | None:
-    """The process-wide cache of `cache_dir` ("auto" or a path), or None where nothing shall be remembered."""
+def open_cache(cache_dir: CacheDir = "auto") -> EmbeddingCache:
+    """The cache of this process at `cache_dir`: "auto", a path, or None, which remembers nothing."""
     if cache_dir is None:
-        return None
-    return _caches.setdefault(os.fspath(cache_dir), EmbeddingCache())
+        return NO_CACHE
+    folder = locate_cache(cache_dir)
+    max_bytes = _read_bound(os.environ.get(SIZE_VARIABLE, ""))
+    with _caches_lock:
+        cache = _caches.get(str(folder))
+        if cache is None:
+            cache = _caches[str(folder)] = EmbeddingCache(Path(os.path.realpath(folder)), max_bytes)
+        return cache
 
 
-def forget_all() -> None:
-    """Drop every vector remembered in this process."""
-    _caches.clear()
+def locate_cache(cache_dir: CacheDir = "auto") -> Path:
+    """The folder of the embeddings for a value of `cache_dir`."""
+    if cache_dir == "auto":
+        cache_dir = os.environ.get(DIRECTORY_VARIABLE) or _system_folder()
+    if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
+        raise ValueError(f'cache_dir must be "auto", a path or None. Got {cache_dir!r} instead.')
+    return Path(os.path.abspath(os.path.expanduser(cache_dir))) / "embeddings"
+
+
+@functools.cache
+def _system_folder() -> str:
+    return platformdirs.user_cache_dir("sktransfer", appauthor=False)
+
+
+def _read_bound(text: str) -> int:
+    return parse_bytes(text, SIZE_VARIABLE) if text else DEFAULT_BYTES
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """A number of bytes written as "20GB", "500 MB" or "1e9"."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * _UNITS[match[2].upper()]) if match is not None else 0
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise ValueError(f'{name} must be a size such as "20GB" or "500MB". Got {text!r} instead.')
+    return size
+
+
+def format_bytes(n: float) -> str:
+    """A number of bytes for people: "5.0 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def cache_info(cache_dir: CacheDir = "auto") -> CacheInfo:
+    """What the cache of embeddings holds.
+
+    Parameters
+    ----------
+    cache_dir : "auto" or path, default="auto"
+        "auto" is the environment variable SKTRANSFER_CACHE_DIR, else the user's cache folder.
+
+    Returns
+    -------
+    CacheInfo
+        `folder`, `entries`, `bytes` and `max_bytes` on disk, `hits` and `misses` of this process, and `backbones`, a
+        frame with one line for each backbone and layer.
+    """
+    return _open_existing(cache_dir).info()
+
+
+def clear_cache(cache_dir: CacheDir = "auto") -> None:
+    """Remove every embedding of a cache, on disk and in this process.
+
+    Parameters
+    ----------
+    cache_dir : "auto" or path, default="auto"
+        As for :func:`cache_info`.
+    """
+    cache = _open_existing(cache_dir)
+    cache.clear()
+    cache.warn(stacklevel=2)
+
+
+def _open_existing(cache_dir: CacheDir) -> EmbeddingCache:
+    if cache_dir is None:
+        raise ValueError('cache_dir must be "auto" or a path. Got None instead, which remembers nothing.')
+    return open_cache(cache_dir)
+
+
+def _name_place(place: str) -> bytes:
+    return blake3(place.encode("utf-8", "surrogateescape")).digest(length=16)
+
+
+def close_all() -> None:
+    """Close every store of this process and forget what it remembers."""
+    with _caches_lock:
+        for cache in _caches.values():
+            cache.close()
+        _caches.clear()
+
+
+_inherited: list[Any] = []  # connections of the parent process, which SQLite forbids to use or close here
+
+
+def _reset_after_fork() -> None:
+    global _caches_lock
+    _caches_lock = threading.Lock()
+    for cache in (NO_CACHE, *_caches.values()):
+        cache.leave_to_parent(_inherited)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

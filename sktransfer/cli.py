@@ -80,6 +80,74 @@ def extract(
     typer.echo(f"{len(frame)} images, {embeddings.shape[1]} features each, written to {output}.", err=True)
 
 
+cache_app = typer.Typer(help="The embeddings kept on disk.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Where they are kept; SKTRANSFER_CACHE_DIR or the user's own.")
+]
+
+
+@cache_app.command()
+def info(cache_dir: CacheFolder = None) -> None:
+    """Say how many embeddings are kept, of which backbones, and in how many bytes."""
+    from sktransfer.cache import cache_info, format_bytes, locate_cache
+
+    found = cache_info(cache_dir or "auto") if locate_cache(cache_dir or "auto").is_dir() else None
+    if found is None or not found.entries:
+        typer.echo(f"No embeddings in {locate_cache(cache_dir or 'auto')}.")
+        return
+    size, bound = format_bytes(found.bytes), format_bytes(found.max_bytes)
+    typer.echo(f"{found.entries} embeddings in {size} (bound: {bound}) at {found.folder}\n")
+    frame = found.backbones.drop(columns=["hits", "misses"])
+    frame["bytes"] = frame["bytes"].map(format_bytes)
+    frame["used"] = frame["used"].dt.strftime("%Y-%m-%d")
+    typer.echo(frame.to_string(index=False))
+
+
+@cache_app.command()
+def prune(
+    max_size: Annotated[str | None, typer.Option(help="Shrink to this size, for example 2GB.")] = None,
+    unused_for: Annotated[float | None, typer.Option(min=0, help="Remove what was not used for so many days.")] = None,
+    cache_dir: CacheFolder = None,
+) -> None:
+    """Remove the embeddings used longest ago, down to the bound or a given size, and give the disk its space back."""
+    from sktransfer.cache import format_bytes, open_cache, parse_bytes
+
+    cache = open_cache(cache_dir or "auto")
+    target = parse_bytes(max_size, "--max-size") if max_size is not None else cache.info().max_bytes
+    removed = cache.prune(target, None if unused_for is None else unused_for * 86400)
+    cache.warn(stacklevel=1)
+    typer.echo(f"{removed} embeddings removed; {format_bytes(cache.info().bytes)} are left.")
+
+
+@cache_app.command()
+def clear(cache_dir: CacheFolder = None) -> None:
+    """Remove every embedding."""
+    from sktransfer.cache import clear_cache, locate_cache
+
+    clear_cache(cache_dir or "auto")
+    typer.echo(f"{locate_cache(cache_dir or 'auto')} is empty.")
+
+
+@cache_app.command()
+def forget(
+    images: Annotated[list[Path], typer.Argument(help="Files, or folders of images; they may be gone already.")],
+    cache_dir: CacheFolder = None,
+) -> None:
+    """Remove the embeddings of some images, for every backbone, and overwrite what they leave on the disk."""
+    from sktransfer.cache import open_cache
+    from sktransfer.digests import digest_bytes
+    from sktransfer.tables import find_images
+
+    places = [path for entry in images for path in ([entry / name for name in find_images(entry)] if entry.is_dir()
+              else [entry])]  # fmt: skip
+    digests = [digest_bytes(path.read_bytes()) for path in places if path.is_file()]
+    cache = open_cache(cache_dir or "auto")
+    removed = cache.forget(digests, [str(path.absolute()) for path in places])
+    cache.warn(stacklevel=1)
+    typer.echo(f"{removed} embeddings of {len(places)} images removed.")
+
+
 @app.command()
 def doctor() -> None:
     """Say what this installation can run on, and what is wrong with it."""

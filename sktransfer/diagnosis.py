@@ -7,8 +7,8 @@ import platform
 
 import onnxruntime
 
+from sktransfer.embedding import count_threads
 from sktransfer.exceptions import DeviceError
-from sktransfer.extraction import count_threads
 from sktransfer.session import resolve_device
 
 _PACKAGES = ("sktransfer", "scikit-learn", "onnx", "numpy", "pillow", "pyarrow", "matplotlib")

@@ -8,6 +8,7 @@ SktransferError
 
 ImageReadWarning (UserWarning)        rows that were filled because broken_images or missing_images allowed it
 DeviceWarning (UserWarning)           device="auto" found a GPU that onnxruntime cannot use
+CacheWarning (UserWarning)            embeddings cannot be kept on disk, which costs speed and nothing else
 """
 
 from __future__ import annotations
@@ -77,3 +78,7 @@ class ImageReadWarning(UserWarning):
 
 class DeviceWarning(UserWarning):
     """``device="auto"`` found a GPU that onnxruntime cannot use, and took the CPU."""
+
+
+class CacheWarning(UserWarning):
+    """Embeddings cannot be kept on disk, or not as they should: it costs speed, the results are right."""

@@ -7,12 +7,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
 
 from sktransfer.backbones import pin_reference
+from sktransfer.embedding import ExtractionOptions
 from sktransfer.exceptions import BackboneError
-from sktransfer.extraction import (
-    ExtractionOptions,
-    extract_references,
-    plan_extraction,
-)
+from sktransfer.extraction import extract_references, plan_extraction
 from sktransfer.references import describe_flat_images, is_numeric_table, list_references, reshape_flat_images
 
 
@@ -250,7 +247,9 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         # An alias keeps the meaning it had in fit.
         given, pinned = self._pinned
         reference = pinned if self.backbone is given or self.backbone == given else self.backbone
-        return plan_extraction(reference, self.layer, self.pooling, self.preprocessing, self.device, self.precision)
+        return plan_extraction(
+            reference, self.layer, self.pooling, self.preprocessing, self.device, self.precision, self.cache_dir
+        )
 
     def _list_references(self, X, *, reset):
         # Numbers that are no table, where one is expected, get scikit-learn's own errors.

@@ -5,7 +5,6 @@ The embedding graph is  pixels → layout, channel order, scale, mean, std → b
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sktransfer.cache import NO_CACHE, EmbeddingCache
 from sktransfer.network import Network, load_model, node_inputs
 from sktransfer.preprocessing import Preprocessing
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 GRAPH_VERSION = 1  # raise it when the surgery changes what is computed: every embedding gets a new key
+PLAN_VERSION = 1  # raise it when another layer or size is found: plans are made again, embeddings stay
 INPUT_NAME = "sktransfer_pixels"
 OUTPUT_NAME = "sktransfer_embedding"
 POOLINGS = ("avg", "max", "gem", "flatten")
@@ -62,7 +63,6 @@ class EmbeddingGraph:
         return build_embedding_model(Network(load_model(self.path), self.path, self.preprocessing), self)
 
 
-@functools.lru_cache(maxsize=256)
 def plan_graph(
     path: Path,
     backbone_digest: str,
@@ -70,30 +70,36 @@ def plan_graph(
     layer: str | None = None,
     pooling: str | None = None,
     precision: str = "float32",
+    cache: EmbeddingCache = NO_CACHE,
 ) -> EmbeddingGraph:
     """Decide where the backbone at `path` is cut and pooled, from its graph alone; nothing is run.
+
+    The decision is remembered in `cache`, and the file is not read for one that is known.
 
     Raises
     ------
     BackboneError
         If the file is not an ONNX image network, or `layer` or `pooling` do not fit it.
     """
-    network = Network(load_model(path), path, preprocessing)
-    tensor, own_pooling = network.resolve_layer(layer)
-    if pooling is not None:
-        tensor, own_pooling = network.find_last_map(tensor), pooling
-    arithmetic = f"{preprocessing.arithmetic}{network.layout}"
-    identity = json.dumps([GRAPH_VERSION, backbone_digest, tensor, own_pooling, arithmetic, precision])
-    return EmbeddingGraph(
-        path=path,
-        preprocessing=preprocessing,
-        layer=tensor,
-        pooling=own_pooling,
-        precision=precision,
-        n_features=network.count_features(tensor, own_pooling),
-        frozen_batch=network.is_batch_frozen(tensor),
-        digest=hashlib.sha256(identity.encode()).hexdigest(),
-    )
+
+    def decide() -> dict[str, Any]:
+        network = Network(load_model(path), path, preprocessing)
+        tensor, own_pooling = network.resolve_layer(layer)
+        if pooling is not None:
+            tensor, own_pooling = network.find_last_map(tensor), pooling
+        arithmetic = f"{preprocessing.arithmetic}{network.layout}"
+        identity = json.dumps([GRAPH_VERSION, backbone_digest, tensor, own_pooling, arithmetic, precision])
+        return {
+            "layer": tensor,
+            "pooling": own_pooling,
+            "n_features": network.count_features(tensor, own_pooling),
+            "frozen_batch": network.is_batch_frozen(tensor),
+            "digest": hashlib.sha256(identity.encode()).hexdigest(),
+        }
+
+    question = [PLAN_VERSION, GRAPH_VERSION, backbone_digest, preprocessing, layer, pooling, precision]
+    plan = cache.recall("graph", question, decide)
+    return EmbeddingGraph(path=path, preprocessing=preprocessing, precision=precision, **plan)
 
 
 def build_embedding_model(network: Network, graph: EmbeddingGraph) -> onnx.ModelProto:

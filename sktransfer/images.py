@@ -1,8 +1,9 @@
 """From an image reference to RGB uint8 pixels, or a reason why not.
 
-A reference is a path (str or Path), the bytes of an encoded image, a ``PIL.Image.Image``, an array of pixels, or a dict
-``{"bytes": ..., "path": ...}``. Reading has two steps, so that a digest can be taken in between: `read_content` gives
-encoded bytes or pixels, `decode_content` gives the upright RGB image.
+A reference names a place (see `locations`) or holds the image itself: the bytes of an encoded image, a
+``PIL.Image.Image``, an array of pixels, or a dict ``{"bytes": ..., "path": ...}``. Reading has two steps, so that a
+digest can be taken in between: `read_place` or `read_pixels` gives encoded bytes or pixels, `decode_content` gives the
+upright RGB image.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,15 +60,12 @@ def describe_reference(reference: Any) -> str:
     return type(reference).__name__
 
 
-def read_content(reference: Any, root: str | os.PathLike[str] | None, pixel_range: PixelRange) -> bytes | Pixels:
-    """Encoded bytes of a file, or RGB pixels of something already decoded."""
+def read_pixels(reference: Any, pixel_range: PixelRange) -> bytes | Pixels:
+    """Encoded bytes, or RGB pixels of something already decoded, of a reference that holds the image itself."""
     if isinstance(reference, dict):
-        content = reference.get("bytes")
-        reference = reference.get("path") if content is None else content
+        reference = reference.get("bytes")
     if isinstance(reference, (bytes, bytearray, memoryview)):
         return bytes(reference)
-    if isinstance(reference, (str, os.PathLike)):
-        return _read_file(reference, root)
     if isinstance(reference, Image.Image):
         return np.asarray(to_rgb(reference, pixel_range))
     if hasattr(reference, "__array__"):
@@ -79,22 +76,8 @@ def read_content(reference: Any, root: str | os.PathLike[str] | None, pixel_rang
     )
 
 
-def _read_file(reference: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> bytes:
-    text = os.fspath(reference)
-    if "://" in text:
-        raise ImageReadError("URLs are not supported; download the image and pass its path or bytes")
-    path = Path(text) if root is None else Path(root) / text
-    try:
-        return path.read_bytes()
-    except IsADirectoryError as error:
-        raise ImageReadError("it is a folder, not an image; pass the paths of the files in it") from error
-    except FileNotFoundError as error:
-        hint = "" if root is not None or path.is_absolute() else f" (relative to {Path.cwd()}; see the parameter root)"
-        raise ImageReadError(f"no such file{hint}") from error
-
-
 def decode_content(content: bytes | Pixels, pixel_range: PixelRange) -> Image.Image:
-    """The upright RGB image of what `read_content` returned."""
+    """The upright RGB image of what `read_place` or `read_pixels` returned."""
     if isinstance(content, np.ndarray):
         return Image.fromarray(content)
     try:

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,20 @@ def assets():
     return Path(folder).resolve()
 
 
+def pytest_configure(config):
+    # The doctests of the package, too, must neither find nor leave anything in the user's own cache.
+    config._cache_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    os.environ["SKTRANSFER_CACHE_DIR"] = config._cache_folder.name
+
+
 @pytest.fixture(autouse=True)
-def _forget_embeddings(monkeypatch):
+def cache_folder(monkeypatch, tmp_path):
+    """A cache of its own for every test."""
     monkeypatch.delenv("SKTRANSFER_DEVICE", raising=False)
-    sktransfer.cache.forget_all()
+    monkeypatch.delenv("SKTRANSFER_CACHE_SIZE", raising=False)
+    monkeypatch.setenv("SKTRANSFER_CACHE_DIR", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "embeddings"
+    sktransfer.cache.close_all()
 
 
 @pytest.fixture

@@ -8,15 +8,17 @@ import sktransfer
 PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
-    0: {"exceptions", "digests"},
-    1: {"_optional", "images", "preprocessing", "references", "cache"},
-    2: {"network"},
-    3: {"backbones", "graph"},
-    4: {"session"},
-    5: {"extraction"},
-    6: {"diagnosis", "extractor", "tables"},
-    7: {"demo"},
-    8: {"cli"},
+    0: {"exceptions", "digests", "liveness"},
+    1: {"_optional", "images", "preprocessing", "references", "store"},
+    2: {"locations", "network"},
+    3: {"cache"},
+    4: {"backbones", "graph"},
+    5: {"session"},
+    6: {"embedding"},
+    7: {"extraction"},
+    8: {"diagnosis", "extractor", "selection", "tables"},
+    9: {"demo"},
+    10: {"cli"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 

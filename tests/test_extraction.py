@@ -1,3 +1,5 @@
+import _thread
+import itertools
 import os
 import threading
 
@@ -8,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import sktransfer.extraction
+import sktransfer
+import sktransfer.embedding
 from sktransfer import ImageReadError, ImageReadWarning, extract
-from sktransfer.extraction import count_threads
+from sktransfer.embedding import count_threads
 from sktransfer.session import forward_passes
 
 
@@ -195,29 +198,32 @@ def test_pillows_warnings_do_not_decide_what_is_broken(embed):
     assert embed([content]).shape == (1, 8)
 
 
-def test_an_interrupt_stops_the_threads(embed, photos, monkeypatch):
-    calls = []
+def test_an_interrupt_stops_the_threads_and_keeps_what_is_finished(embed, backbone_file, monkeypatch):
+    images = [photo(seed) for seed in range(200)]
+    calls = itertools.count()
 
     def interrupted(*args):
-        calls.append(1)
-        if len(calls) >= 3 and threading.current_thread() is threading.main_thread():
-            raise KeyboardInterrupt
-        return digest(*args)
+        if next(calls) == 40:
+            _thread.interrupt_main()
+        return resize(*args)
 
-    digest = sktransfer.extraction.digest_pixels
-    monkeypatch.setattr(sktransfer.extraction, "digest_pixels", interrupted)
-    before = threading.active_count()
+    resize = sktransfer.Preprocessing.resize_and_crop
+    monkeypatch.setattr(sktransfer.Preprocessing, "resize_and_crop", interrupted)
+    before, passes = threading.active_count(), forward_passes()
     with pytest.raises(KeyboardInterrupt):
-        embed([photo(seed) for seed in range(200)], n_jobs=3)
+        embed(images, n_jobs=3)
     assert threading.active_count() == before
-    assert len(calls) < 200
+    finished = forward_passes() - passes
+    assert 3 <= finished < 200
+    embed(images)
+    assert forward_passes() - passes == 200
 
 
 def test_an_error_in_a_thread_reaches_the_caller(embed, photos, monkeypatch):
     def fail(*args):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(sktransfer.extraction, "decode_content", fail)
+    monkeypatch.setattr(sktransfer.embedding, "decode_content", fail)
     with pytest.raises(MemoryError, match="no memory"):
         embed(photos, n_jobs=2)
 
@@ -249,7 +255,6 @@ def test_verbose_shows_a_bar_on_stderr_and_nothing_on_stdout(embed, photos, capf
         ([3, 4], ValueError, "Got the number 3 in row 0 instead"),
         ([["a.jpg", "b.jpg"]], TypeError, "Row 0 of X must be one image. Got a list of 2 instead"),
         ([object()], ImageReadError, "must be a path, bytes, a PIL image, an array or a dict"),
-        (["https://example.org/a.jpg"], ImageReadError, "URLs are not supported"),
     ],
 )
 def test_an_x_that_holds_no_images_is_refused(embed, X, error, message):

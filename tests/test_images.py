@@ -8,7 +8,8 @@ from conftest import encode, photo
 from PIL import Image
 
 from sktransfer.exceptions import ImageReadError
-from sktransfer.images import decode_content, is_missing, pixels_from_array, quiet_decoder, read_content, to_rgb
+from sktransfer.images import decode_content, is_missing, pixels_from_array, quiet_decoder, read_pixels, to_rgb
+from sktransfer.locations import read_place
 
 
 def decode(content, pixel_range=None):
@@ -94,7 +95,7 @@ def test_the_callers_image_is_not_changed():
     image = Image.open(io.BytesIO(encode(photo(0), "JPEG")))
     image.getexif()[274] = 6
     before = image.tobytes(), image.size
-    read_content(image, None, None)
+    read_pixels(image, None)
     assert (image.tobytes(), image.size) == before
 
 
@@ -145,11 +146,11 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
     reasons = {"text.jpg": "no image format", "empty.jpg": "is empty", "none.jpg": "no such file"}
     for name, reason in reasons.items():
         with pytest.raises(ImageReadError, match=reason):
-            decode_content(read_content(name, tmp_path, None), None)
+            decode_content(read_place(str(tmp_path / name))[0], None)
     with pytest.raises(OSError, match="truncated"):
-        decode_content(read_content("cut.jpg", tmp_path, None), None)
+        decode_content(read_place(str(tmp_path / "cut.jpg"))[0], None)
     with pytest.raises(ImageReadError, match="is a folder"):
-        read_content(tmp_path, None, None)
+        read_place(str(tmp_path))
 
 
 def test_a_decompression_bomb_is_refused():

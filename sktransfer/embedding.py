@@ -1,0 +1,408 @@
+"""Cells of references -> rows of vectors: the only place where images, sessions and the cache meet."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import joblib
+import numpy as np
+
+from sktransfer.backbones import Backbone
+from sktransfer.cache import CacheDir, open_cache
+from sktransfer.digests import digest_bytes, digest_pixels
+from sktransfer.graph import EmbeddingGraph
+from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
+from sktransfer.locations import check_place, is_file, locate, read_place
+from sktransfer.references import References
+from sktransfer.session import GPU_BATCH, Device, open_session
+from sktransfer.store import Space
+
+KEY_VERSION = 1  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
+CHUNK_IMAGES = 16  # that a thread claims, embeds and publishes together on the CPU
+POLL_SECONDS = (0.01, 0.1)  # first and longest pause between two looks at what other processes have done
+
+Policy = Literal["error", "nan", "zero"]
+Embeddings = np.ndarray[Any, np.dtype[np.float32]]
+Content = bytes | np.ndarray[Any, np.dtype[np.uint8]]
+Task = tuple[int, bytes, Content | None]  # index of a cell, digest of its image, the image unless it is to be read
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """Which backbone, cut where, on which device."""
+
+    backbone: Backbone
+    graph: EmbeddingGraph
+    device: Device
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """Everything that does not change a vector; the parameters are those of `extract`."""
+
+    missing_images: Policy = "error"
+    broken_images: Policy = "error"
+    add_indicator: bool = False
+    root: str | os.PathLike[str] | None = None
+    pixel_range: tuple[float, float] | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    cache_dir: CacheDir = "auto"
+    n_jobs: int | None = None
+    verbose: bool | int = False
+
+    def __post_init__(self) -> None:
+        for name in ("missing_images", "broken_images"):
+            if getattr(self, name) not in ("error", "nan", "zero"):
+                raise ValueError(f'{name} must be "error", "nan" or "zero". Got {getattr(self, name)!r} instead.')
+        if self.batch_size != "auto" and not (_is_integer(self.batch_size) and self.batch_size >= 1):
+            raise ValueError(f'batch_size must be "auto" or an integer >= 1. Got {self.batch_size!r} instead.')
+        if self.n_jobs is not None and not (_is_integer(self.n_jobs) and self.n_jobs != 0):
+            raise ValueError(f"n_jobs must be None or an integer other than 0. Got {self.n_jobs!r} instead.")
+        if self.pixel_range is not None and not _is_range(self.pixel_range):
+            raise ValueError(
+                f"pixel_range must be None or (low, high) with low < high. Got {self.pixel_range!r} instead."
+            )
+        if self.root is not None and not os.path.isdir(self.root):
+            raise ValueError(f"root must be an existing folder. Got {os.fspath(self.root)!r} instead.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and bool(value[0] < value[1])
+
+
+def count_threads(n_jobs: int | None) -> int:
+    """Threads that `n_jobs` means: None is every core this process may use, negative counts from the end.
+
+    Affinity and cgroup limits are honoured, and the inner limit that joblib gives its workers.
+    """
+    cores = int(joblib.cpu_count())
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if n_jobs is None:
+        return max(1, min(cores, int(limit))) if limit.isdecimal() else cores
+    return n_jobs if n_jobs > 0 else max(1, cores + 1 + n_jobs)
+
+
+def find_space(plan: ExtractionPlan, options: ExtractionOptions) -> Space:
+    """What an embedding's key holds beside the digest of its image."""
+    graph, family = plan.graph, plan.device.family
+    context = repr((KEY_VERSION, graph.preprocessing.geometry, graph.digest, family, options.pixel_range))
+    return Space(hashlib.sha256(context.encode()).digest(), plan.backbone.name, graph.layer, graph.n_features)
+
+
+class Run:
+    """One call: rows that are known are filled at once; threads take chunks of the others, read and embed them.
+
+    A chunk is claimed in the cache before it is embedded, so that no other process embeds it too, and published
+    before the next one is claimed. What others have claimed is waited for at the end.
+    """
+
+    def __init__(
+        self,
+        references: References,
+        plan: ExtractionPlan,
+        options: ExtractionOptions,
+        output: Embeddings | None,
+        cells: Sequence[tuple[int, int]],
+    ) -> None:
+        self.references, self.plan, self.options, self.cells = references, plan, options, cells
+        d = plan.graph.n_features
+        columns = range(len(references.columns))
+        self.blocks = None if output is None else [output[:, column * d : (column + 1) * d] for column in columns]
+        self.cache = open_cache(options.cache_dir)
+        self.space = find_space(plan, options)
+        self.lock = threading.Lock()
+        self.todo: list[int] = []  # cells whose vector is not known
+        self.taken = 0  # of them, by threads
+        self.first_of: dict[bytes, int] = {}  # digest -> cell that gets the vector in this call
+        self.same_place: list[tuple[int, int]] = []  # (cell, an earlier cell with the same reference)
+        self.same_image: list[tuple[int, int]] = []  # (cell, another cell with the same content)
+        self.broken: dict[int, str] = {}
+        self.hits = self.passes = 0
+        self.error: BaseException | None = None
+        self.stopped = False
+
+    def embed_all(self) -> dict[int, str]:
+        """Fill the output; returns the reason for each cell that could not be read."""
+        in_worker = multiprocessing.current_process().name != "MainProcess"
+        verbose = bool(self.options.verbose)
+        visible = verbose and not in_worker and threading.current_thread() is threading.main_thread()
+        self.progress = self._open_progress() if visible else None
+        try:
+            self._recall()
+            if self.todo:
+                self._work_in_threads()
+            self._copy()
+        finally:
+            self.cache.flush()
+            self.cache.count(self.space, self.hits, self.passes, report=verbose and in_worker)
+            self._close_progress()
+        return self.broken
+
+    # -- what is known --------------------------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        """Fill the rows of places that have not changed and whose vectors are known."""
+        first_at: dict[str, int] = {}
+        places: dict[int, str] = {}
+        columns, root = self.references.columns, self.options.root
+        for index, (column, row) in enumerate(self.cells):
+            place = locate(columns[column][row], root)
+            if place is not None:
+                first = first_at.setdefault(place, index)
+                if first != index:
+                    self.same_place.append((index, first))
+                    continue
+                places[index] = place
+            self.todo.append(index)
+        if self.cache.folder is None or not places:
+            return
+        digests = self.cache.recall_digests(first_at)
+        vectors = self.cache.fetch(self.space, set(digests.values()))
+        if vectors:
+            self.todo = self._fill_known(places, digests, vectors)
+
+    def _fill_known(self, places: dict[int, str], digests: dict[str, bytes], vectors: dict[bytes, Any]) -> list[int]:
+        """Fill rows; returns the cells that are left."""
+        left = []
+        for index in self.todo:
+            vector = vectors.get(digests.get(places.get(index, ""), b""))
+            if vector is None:
+                left.append(index)
+            elif self.blocks is not None:
+                column, row = self.cells[index]
+                self.blocks[column][row] = vector
+        self._advance(hits=len(self.todo) - len(left))
+        return left
+
+    # -- work -----------------------------------------------------------------------------------------------------
+
+    def _work_in_threads(self) -> None:
+        # Threads do all the work, so that Ctrl-C meets a thread that only waits, and nothing finished is lost.
+        cpu = self.plan.device.is_cpu
+        n_threads = self.n_threads = max(1, min(count_threads(self.options.n_jobs), len(self.todo)))
+        batch = self.options.batch_size if self.options.batch_size != "auto" else 1 if cpu else GPU_BATCH
+        # A GPU gets whole batches, since each is padded to one shape; threads of the CPU get equal shares.
+        self.batch = min(batch, -(-len(self.todo) // n_threads)) if cpu else batch
+        threads = [threading.Thread(target=self._work_and_keep_error, daemon=True) for _ in range(n_threads)]
+        with quiet_decoder():
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(0.5)
+            finally:
+                self.stopped = True
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _work_and_keep_error(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+            self.stopped = True
+
+    def _work(self) -> None:
+        deferred: dict[bytes, int] = {}  # digest -> cell, that other processes are embedding
+        while chunk := self._take_chunk():
+            self._embed([task for index in chunk if (task := self._identify(index)) is not None], deferred)
+        self._wait_for_others(deferred)
+
+    def _take_chunk(self) -> Sequence[int]:
+        """The next cells; fewer towards the end, so that threads finish together."""
+        with self.lock:
+            if self.stopped:
+                return ()
+            left = len(self.todo) - self.taken
+            size = self.batch
+            if self.plan.device.is_cpu:
+                size = max(size, min(CHUNK_IMAGES, left // (4 * self.n_threads)))
+            self.taken += size
+            return self.todo[self.taken - size : self.taken]
+
+    def _identify(self, index: int) -> Task | None:
+        """Digest and content of a cell's image; None where it cannot be read or is in the call already."""
+        column, row = self.cells[index]
+        reference, content = self.references.columns[column][row], None
+        try:
+            place = locate(reference, self.options.root)
+            if place is None:
+                content = read_pixels(reference, self.options.pixel_range)
+                digest = _digest(content)
+            else:
+                known = None if is_file(place) else self.cache.recall_remote(place, check_place)
+                digest, content = (known, None) if known is not None else self._read(place)
+        except Exception as error:
+            self._give_up_on(index, error)
+            return None
+        with self.lock:
+            first = self.first_of.setdefault(digest, index)
+            if first != index:
+                self.same_image.append((index, first))
+                return None
+        return index, digest, content
+
+    def _read(self, place: str) -> tuple[bytes, bytes]:
+        content, validator = read_place(place)
+        digest = digest_bytes(content)
+        self.cache.remember_digest(place, validator, digest)
+        return digest, content
+
+    def _give_up_on(self, index: int, error: Exception) -> None:
+        if isinstance(error, MemoryError):
+            raise error
+        reason = describe_error(error)
+        column, row = self.cells[index]
+        reference = self.references.columns[column][row]
+        if isinstance(error.__cause__, FileNotFoundError) and self.options.root is None:
+            place = locate(reference, "")
+            if place is not None and not os.path.isabs(place):
+                reason += f" (relative to {os.getcwd()}; see the parameter root)"
+        self.broken[index] = reason
+        self._advance(others=1)
+
+    def _embed(self, tasks: Sequence[Task], deferred: dict[bytes, int]) -> None:
+        """Take known vectors, compute what nobody has, and put off what others are computing."""
+        tasks = self._take_known(tasks)
+        if not tasks:
+            return
+        mine, held = self.cache.claim(self.space, [digest for _, digest, _ in tasks])
+        deferred.update((digest, index) for index, digest, _ in tasks if digest in held)
+        stored = [task for task in tasks if task[1] not in mine and task[1] not in held]
+        self._compute([*(task for task in tasks if task[1] in mine), *self._take_known(stored)])
+
+    def _take_known(self, tasks: Sequence[Task]) -> list[Task]:
+        """Fill the rows of known vectors; returns the other tasks."""
+        if not tasks:
+            return []
+        vectors = self.cache.fetch(self.space, [digest for _, digest, _ in tasks])
+        unknown = []
+        for task in tasks:
+            vector = vectors.get(task[1])
+            if vector is None:
+                unknown.append(task)
+            else:
+                self._store(task[0], vector)
+        self._advance(hits=len(tasks) - len(unknown))
+        return unknown
+
+    def _compute(self, tasks: Sequence[Task]) -> None:
+        """Decode, run and publish; what fails or is not reached is released for others."""
+        digests: list[bytes] = []
+        vectors: list[Embeddings] = []
+        try:
+            for start in range(0, len(tasks), self.batch):
+                if self.stopped:
+                    break
+                done = self._run_batch(tasks[start : start + self.batch])
+                digests += done[0]
+                vectors += done[1]
+                self.cache.renew()
+        finally:
+            finished = set(digests)
+            self.cache.release(self.space, [digest for _, digest, _ in tasks if digest not in finished])
+            if vectors:
+                self.cache.publish(self.space, digests, np.concatenate(vectors))
+
+    def _run_batch(self, tasks: Sequence[Task]) -> tuple[list[bytes], list[Embeddings]]:
+        pixels, digests, indices = [], [], []
+        for index, digest, content in tasks:
+            try:
+                if content is None:
+                    content = self._read_again(index)  # noqa: PLW2901
+                    digest = _digest(content)  # noqa: PLW2901 - it may have changed meanwhile
+                image = decode_content(content, self.options.pixel_range)
+                pixels.append(self.plan.graph.preprocessing.resize_and_crop(image))
+            except Exception as error:
+                self._give_up_on(index, error)
+                continue
+            digests.append(digest)
+            indices.append(index)
+        if not pixels:
+            return [], []
+        session = open_session(self.plan.graph, self.plan.device)
+        stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+        vectors = session.run(stacked, pad_to=0 if self.plan.device.is_cpu else self.batch)
+        for index, vector in zip(indices, vectors, strict=True):
+            self._store(index, vector)
+        self._advance(passes=len(indices))
+        return digests, [vectors]
+
+    def _read_again(self, index: int) -> Content:
+        column, row = self.cells[index]
+        reference = self.references.columns[column][row]
+        place = locate(reference, self.options.root)
+        return read_pixels(reference, self.options.pixel_range) if place is None else self._read(place)[1]
+
+    def _wait_for_others(self, deferred: dict[bytes, int]) -> None:
+        """Take what other processes publish; compute what they give up, or leave behind when they die."""
+        pause = POLL_SECONDS[0]
+        while deferred and not self.stopped:
+            left = self._take_known([(index, digest, None) for digest, index in deferred.items()])
+            mine, _ = self.cache.claim(self.space, [digest for _, digest, _ in left], limit=CHUNK_IMAGES)
+            self._compute([task for task in left if task[1] in mine])
+            progressed = mine or len(left) < len(deferred)
+            deferred = {digest: index for index, digest, _ in left if digest not in mine}
+            pause = POLL_SECONDS[0] if progressed else min(2 * pause, POLL_SECONDS[1])
+            if deferred and not mine:
+                time.sleep(pause)
+
+    # -- rows and counts ------------------------------------------------------------------------------------------
+
+    def _store(self, index: int, vector: Any) -> None:
+        if self.blocks is not None:
+            column, row = self.cells[index]
+            self.blocks[column][row] = vector
+
+    def _copy(self) -> None:
+        """Rows of images that came up more than once."""
+        for index, source in (*self.same_image, *self.same_place):
+            if source in self.broken:
+                self.broken[index] = self.broken[source]
+            elif self.blocks is not None:
+                column, row = self.cells[source]
+                self._store(index, self.blocks[column][row])
+        self._advance(others=len(self.same_image) + len(self.same_place))
+
+    def _advance(self, *, hits: int = 0, passes: int = 0, others: int = 0) -> None:
+        with self.lock:
+            self.hits += hits
+            self.passes += passes
+            if self.progress is not None:
+                self.progress.set_postfix({"cached": self.hits, "passes": self.passes}, refresh=False)
+                self.progress.update(hits + passes + others)
+
+    def _open_progress(self) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(total=len(self.cells), desc="images", unit="image")
+
+    def _close_progress(self) -> None:
+        """End the bar, with what worker processes have reported beside it."""
+        if self.progress is None:
+            return
+        counts: dict[str, Any] = {"cached": self.hits, "passes": self.passes}
+        hits, passes = self.cache.count_of_children()
+        if hits or passes:
+            counts["workers"] = f"{hits} cached, {passes} passes"
+        self.progress.set_postfix(counts)
+        self.progress.close()
+
+
+def _digest(content: Content) -> bytes:
+    return digest_bytes(content) if isinstance(content, bytes) else digest_pixels(content)
