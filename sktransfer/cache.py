@@ -5,6 +5,7 @@ Whatever goes wrong with the store costs speed and one warning, never a result.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -155,7 +156,8 @@ class EmbeddingCache:
             if store is None:
                 return default
             if write and not self._writable:
-                self._say("read-only", f"{self._name} cannot be written; new embeddings are not stored. {_REMEDY}")
+                if "full" not in self._said:
+                    self._say("read-only", self._describe_read_only())
                 return default
         try:
             return action(store)
@@ -172,7 +174,7 @@ class EmbeddingCache:
             self._say("full", f"The disk of {self._name} is full: new embeddings are not stored. {_REMEDY}")
         elif code == sqlite3.SQLITE_READONLY or getattr(error, "errno", 0) in (errno.EROFS, errno.EACCES):
             self._writable = False
-            self._say("read-only", f"{self._name} cannot be written; new embeddings are not stored. {_REMEDY}")
+            self._say("read-only", self._describe_read_only())
         elif not self._start_anew(error):
             self._give_up(str(error))
 
@@ -196,6 +198,9 @@ class EmbeddingCache:
         self._close()
         self._given_up = True
         self._say("given up", f"{self._name} cannot be used: {reason}. Every process embeds for itself. {_REMEDY}")
+
+    def _describe_read_only(self) -> str:
+        return f"{self._name} cannot be written; new embeddings are not stored. {_REMEDY}"
 
     @property
     def _name(self) -> str:
@@ -615,6 +620,8 @@ def close_all() -> None:
             cache.close()
         _caches.clear()
 
+
+atexit.register(close_all)
 
 _inherited: list[Any] = []  # connections of the parent process, which SQLite forbids to use or close here
 

@@ -129,6 +129,8 @@ class Run:
         self.same_image: list[tuple[int, int]] = []  # (cell, another cell with the same content)
         self.broken: dict[int, str] = {}
         self.hits = self.passes = 0
+        self.working = 0  # threads
+        self.finished = threading.Event()
         self.error: BaseException | None = None
         self.stopped = False
 
@@ -197,13 +199,16 @@ class Run:
         threads = [threading.Thread(target=self._work_and_keep_error, daemon=True) for _ in range(n_threads)]
         with quiet_decoder():
             try:
+                self.working = n_threads
                 for thread in threads:
                     thread.start()
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(0.5)
+                # Not by Thread.join: interrupted, it may take a running thread for a finished one (Python 3.11).
+                while not self.finished.wait(0.5):
+                    pass
             finally:
                 self.stopped = True
+                self._leave(sum(thread.ident is None for thread in threads))
+                self.finished.wait()
                 for thread in threads:
                     if thread.ident is not None:
                         thread.join()
@@ -216,6 +221,14 @@ class Run:
         except BaseException as error:
             self.error = error
             self.stopped = True
+        finally:
+            self._leave(1)
+
+    def _leave(self, n_threads: int) -> None:
+        with self.lock:
+            self.working -= n_threads
+            if self.working <= 0:
+                self.finished.set()
 
     def _work(self) -> None:
         deferred: dict[bytes, int] = {}  # digest -> cell, that other processes are embedding

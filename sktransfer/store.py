@@ -58,10 +58,6 @@ class StoreVersionError(Exception):
     """The file was written by a newer sktransfer, or is no cache at all."""
 
 
-class StoreDamagedError(Exception):
-    """The file's content cannot be what was written."""
-
-
 @dataclass(frozen=True)
 class Space:
     """What makes vectors comparable: everything in their key but the image."""
@@ -85,7 +81,7 @@ class Block:
 class Store:
     """An open file of vectors. Safe for threads; a forked child opens its own.
 
-    Every method may raise sqlite3.Error, OSError or StoreDamagedError.
+    Every method may raise sqlite3.Error or OSError.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -117,6 +113,7 @@ class Store:
     def _prepare(self) -> None:
         execute = self._connection.execute
         execute("PRAGMA cache_size = -16000")
+        created = self._check_layout()
         if not self.read_only:
             execute(f"PRAGMA page_size = {_PAGE_SIZE}")
             execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -124,21 +121,25 @@ class Store:
             execute("PRAGMA synchronous = NORMAL")
             execute("PRAGMA secure_delete = OFF")
             execute(f"PRAGMA journal_size_limit = {4 * 2**20}")
-            if execute("PRAGMA user_version").fetchone()[0] == 0:
+            if not created:
                 with self._transaction():
-                    self._create()
+                    if not self._check_layout():  # otherwise another process was faster
+                        self._create()
+
+    def _check_layout(self) -> bool:
+        """Whether the tables are there; an error if they are not ours. Changes nothing."""
+        execute = self._connection.execute
         application, layout = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
-        if application != _APPLICATION_ID:
+        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != _APPLICATION_ID:
             raise StoreVersionError("is not a cache of sktransfer")
-        if layout != LAYOUT:
+        if tables and layout != LAYOUT:
             raise StoreVersionError(
                 f"has the layout {layout} of another version of sktransfer; this one reads {LAYOUT}"
             )
+        return bool(tables)
 
     def _create(self) -> None:
-        tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables:
-            return  # another process was faster, or the file is not ours
         for statement in _SCHEMA.split(";\n"):
             if statement.strip():
                 self._connection.execute(statement)
