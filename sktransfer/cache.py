@@ -31,9 +31,11 @@ from blake3 import blake3
 from sktransfer.exceptions import CacheWarning
 from sktransfer.locations import is_file, is_racy, pack_stamp, stamp_file
 from sktransfer.store import (
+    NO_CLAIM,
     RESERVE_BYTES,
     TOUCH_SECONDS,
     Block,
+    Claim,
     Space,
     Store,
     StoreVersionError,
@@ -278,28 +280,27 @@ class EmbeddingCache:
                         found[image] = vector
         return found
 
-    def claim(self, space: Space, images: Sequence[bytes], limit: int | None = None) -> tuple[set[bytes], set[bytes]]:
+    def claim(self, space: Space, images: Sequence[bytes], limit: int | None = None) -> Claim:
         """What the caller shall compute, at most `limit` images, and what other processes are computing.
 
         The rest has been stored meanwhile, or is beyond the limit.
         """
         if not images:
-            return set(), set()
-        limit = len(images) if limit is None else limit
-        return self._ask(lambda store: store.claim(space, images, limit), (set(images), set[bytes]()), write=True)
+            return NO_CLAIM
+        alone = Claim(0, set(images), set())
+        return self._ask(lambda store: store.claim(space, images, limit), alone, write=True)
 
-    def publish(self, space: Space, images: Sequence[bytes], vectors: Vector) -> None:
-        """Remember vectors (n, d), and let others have them."""
-        if self.folder is None or not images:
+    def publish(self, space: Space, images: Sequence[bytes], vectors: Vector, claim: Claim) -> None:
+        """Remember vectors (n, d), let others have them, and end the claim."""
+        if self.folder is None:
             return
-        block_id = self._ask(lambda store: store.publish(space, images, vectors), 0, write=True)
+        if not images:
+            if self._writable:
+                self._ask(lambda store: store.release(claim), None)
+            return
+        block_id = self._ask(lambda store: store.publish(space, images, vectors, claim), 0, write=True)
         with self._lock:
             self._front.add(space.key, Block(block_id, list(images), vectors))
-
-    def release(self, space: Space, images: Sequence[bytes]) -> None:
-        """Give up claims on images without a vector."""
-        if images and self._writable:
-            self._ask(lambda store: store.release(space, images), None)
 
     def renew(self) -> None:
         """Tell other processes that work on the claims goes on."""

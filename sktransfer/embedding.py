@@ -22,10 +22,11 @@ from sktransfer.images import decode_content, describe_error, quiet_decoder, rea
 from sktransfer.locations import check_place, is_file, locate, read_place
 from sktransfer.references import References
 from sktransfer.session import GPU_BATCH, Device, open_session
-from sktransfer.store import Space
+from sktransfer.store import NO_CLAIM, Claim, Space
 
 KEY_VERSION = 1  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
-CHUNK_IMAGES = 16  # that a thread claims, embeds and publishes together on the CPU
+CHUNK_SECONDS = 0.25  # of work that a thread on the CPU claims, embeds and publishes together
+CHUNK_IMAGES = (4, 64)  # in as many images: fewer make a longer file, more a longer wait for others
 POLL_SECONDS = (0.01, 0.1)  # first and longest pause between two looks at what other processes have done
 
 Policy = Literal["error", "nan", "zero"]
@@ -232,11 +233,15 @@ class Run:
 
     def _work(self) -> None:
         deferred: dict[bytes, int] = {}  # digest -> cell, that other processes are embedding
-        while chunk := self._take_chunk():
+        size = CHUNK_IMAGES[0]
+        while chunk := self._take_chunk(size):
+            started = time.perf_counter()
             self._embed([task for index in chunk if (task := self._identify(index)) is not None], deferred)
+            pace = (time.perf_counter() - started) / len(chunk)
+            size = min(max(int(CHUNK_SECONDS / pace), CHUNK_IMAGES[0]), CHUNK_IMAGES[1])
         self._wait_for_others(deferred)
 
-    def _take_chunk(self) -> Sequence[int]:
+    def _take_chunk(self, wanted: int) -> Sequence[int]:
         """The next cells; fewer towards the end, so that threads finish together."""
         with self.lock:
             if self.stopped:
@@ -244,7 +249,7 @@ class Run:
             left = len(self.todo) - self.taken
             size = self.batch
             if self.plan.device.is_cpu:
-                size = max(size, min(CHUNK_IMAGES, left // (4 * self.n_threads)))
+                size = max(size, min(wanted, left // (2 * self.n_threads)))
             self.taken += size
             return self.todo[self.taken - size : self.taken]
 
@@ -294,10 +299,11 @@ class Run:
         tasks = self._take_known(tasks)
         if not tasks:
             return
-        mine, held = self.cache.claim(self.space, [digest for _, digest, _ in tasks])
-        deferred.update((digest, index) for index, digest, _ in tasks if digest in held)
-        stored = [task for task in tasks if task[1] not in mine and task[1] not in held]
-        self._compute([*(task for task in tasks if task[1] in mine), *self._take_known(stored)])
+        claim = self.cache.claim(self.space, [digest for _, digest, _ in tasks])
+        deferred.update((digest, index) for index, digest, _ in tasks if digest in claim.held)
+        self._compute([task for task in tasks if task[1] in claim.images], claim)
+        stored = [task for task in tasks if task[1] not in claim.images and task[1] not in claim.held]
+        self._compute(self._take_known(stored), NO_CLAIM)
 
     def _take_known(self, tasks: Sequence[Task]) -> list[Task]:
         """Fill the rows of known vectors; returns the other tasks."""
@@ -314,10 +320,12 @@ class Run:
         self._advance(hits=len(tasks) - len(unknown))
         return unknown
 
-    def _compute(self, tasks: Sequence[Task]) -> None:
-        """Decode, run and publish; what fails or is not reached is released for others."""
+    def _compute(self, tasks: Sequence[Task], claim: Claim) -> None:
+        """Decode, run and publish; the claim ends, whatever happens."""
+        if not tasks:
+            return
         digests: list[bytes] = []
-        vectors: list[Embeddings] = []
+        vectors: list[Embeddings] = [np.empty((0, self.space.n_features), dtype=np.float32)]
         try:
             for start in range(0, len(tasks), self.batch):
                 if self.stopped:
@@ -327,10 +335,7 @@ class Run:
                 vectors += done[1]
                 self.cache.renew()
         finally:
-            finished = set(digests)
-            self.cache.release(self.space, [digest for _, digest, _ in tasks if digest not in finished])
-            if vectors:
-                self.cache.publish(self.space, digests, np.concatenate(vectors))
+            self.cache.publish(self.space, digests, np.concatenate(vectors), claim)
 
     def _run_batch(self, tasks: Sequence[Task]) -> tuple[list[bytes], list[Embeddings]]:
         pixels, digests, indices = [], [], []
@@ -367,12 +372,12 @@ class Run:
         pause = POLL_SECONDS[0]
         while deferred and not self.stopped:
             left = self._take_known([(index, digest, None) for digest, index in deferred.items()])
-            mine, _ = self.cache.claim(self.space, [digest for _, digest, _ in left], limit=CHUNK_IMAGES)
-            self._compute([task for task in left if task[1] in mine])
-            progressed = mine or len(left) < len(deferred)
-            deferred = {digest: index for index, digest, _ in left if digest not in mine}
+            claim = self.cache.claim(self.space, [digest for _, digest, _ in left], limit=CHUNK_IMAGES[0])
+            self._compute([task for task in left if task[1] in claim.images], claim)
+            progressed = claim.images or len(left) < len(deferred)
+            deferred = {digest: index for index, digest, _ in left if digest not in claim.images}
             pause = POLL_SECONDS[0] if progressed else min(2 * pause, POLL_SECONDS[1])
-            if deferred and not mine:
+            if deferred and not claim.images:
                 time.sleep(pause)
 
     # -- rows and counts ------------------------------------------------------------------------------------------

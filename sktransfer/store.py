@@ -45,7 +45,7 @@ CREATE TABLE blocks (id INTEGER PRIMARY KEY, space INTEGER, n INTEGER, bytes INT
 CREATE TABLE payloads (block INTEGER PRIMARY KEY, content BLOB);
 CREATE TABLE shortcuts (place BLOB PRIMARY KEY, validator_and_digest BLOB, checksum INTEGER) WITHOUT ROWID;
 CREATE TABLE facts (key BLOB PRIMARY KEY, value TEXT, proof BLOB) WITHOUT ROWID;
-CREATE TABLE claims (space INTEGER, image BLOB, owner INTEGER, PRIMARY KEY (space, image)) WITHOUT ROWID;
+CREATE TABLE claims (id INTEGER PRIMARY KEY, space INTEGER, owner INTEGER, images BLOB);
 CREATE TABLE owners (id INTEGER PRIMARY KEY, sign TEXT UNIQUE, parent INTEGER, started INTEGER, active REAL,
                      hits INTEGER, passes INTEGER);
 """
@@ -66,6 +66,18 @@ class Space:
     backbone: str
     layer: str
     n_features: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Images that one process has promised to compute."""
+
+    id: int  # 0: not in the store
+    images: set[bytes]
+    held: set[bytes]  # asked for too, and being computed by others
+
+
+NO_CLAIM = Claim(0, set(), set())
 
 
 @dataclass(eq=False)
@@ -120,6 +132,7 @@ class Store:
             self._patiently(lambda: execute("PRAGMA journal_mode = WAL"))
             execute("PRAGMA synchronous = NORMAL")
             execute("PRAGMA secure_delete = OFF")
+            execute("PRAGMA wal_autocheckpoint = 4000")
             execute(f"PRAGMA journal_size_limit = {4 * 2**20}")
             if not created:
                 with self._transaction():
@@ -240,10 +253,10 @@ class Store:
                     connection.execute("DELETE FROM blocks WHERE id = ?", (block,))
                     connection.execute("DELETE FROM payloads WHERE block = ?", (block,))
 
-    def publish(self, space: Space, images: Sequence[bytes], vectors: Vectors) -> int:
-        """Store vectors (n, d) and give the claims on them up; returns the id of their block, 0 if nothing was new."""
+    def publish(self, space: Space, images: Sequence[bytes], vectors: Vectors, claim: Claim) -> int:
+        """Store vectors (n, d) and give the claim on them up; returns the id of their block, 0 if some were known."""
         if self._is_disk_short():
-            self.release(space, images)
+            self.release(claim)
             return 0
         with self._transaction() as connection:
             space_id = self._space_id(space, create=True)
@@ -264,7 +277,7 @@ class Store:
                     "INSERT INTO entries VALUES (?, ?, ?, ?)",
                     [(space_id, image, block_id, position) for position, image in enumerate(new)],
                 )
-            self._delete_claims(space_id, images)
+            connection.execute("DELETE FROM claims WHERE id = ?", (claim.id,))
             self._renew(connection)
         self._keep_bound()
         return block_id if len(rows) == len(images) else 0
@@ -275,37 +288,41 @@ class Store:
 
     # -- claims ---------------------------------------------------------------------------------------------------
 
-    def claim(self, space: Space, images: Sequence[bytes], limit: int) -> tuple[set[bytes], set[bytes]]:
-        """Take up to `limit` images that nobody has and nobody is computing: (taken, being computed by others).
-
-        What is in neither set is in the store, or free beyond the limit.
-        """
+    def claim(self, space: Space, images: Sequence[bytes], limit: int | None = None) -> Claim:
+        """Take images that nobody has and nobody is computing; with a `limit`, so many and only if there are any."""
         with self._lock:
             self._register()
-            free, held = self._sort_out(space, images)
-            if not free:
-                return free, held
+            if limit is not None:
+                free, held, _ = self._sort_out(space, images)
+                if not free:
+                    return Claim(0, set(), held)
             with self._transaction() as connection:
-                free, held = self._sort_out(space, images)
+                free, held, dead = self._sort_out(space, images)
+                connection.executemany("DELETE FROM claims WHERE owner = ?", [(owner,) for owner in dead])
                 free = set(islice(free, limit))
                 space_id = self._space_id(space, create=True)
-                connection.executemany(
-                    "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", [(space_id, image, self._owner) for image in free]
-                )
+                claim_id = 0
+                if free:
+                    row = (space_id, self._owner, b"".join(free))
+                    cursor = connection.execute("INSERT INTO claims (space, owner, images) VALUES (?, ?, ?)", row)
+                    claim_id = int(cursor.lastrowid or 0)
                 self._renew(connection)
-            return free, held
+            return Claim(claim_id, free, held)
 
-    def _sort_out(self, space: Space, images: Sequence[bytes]) -> tuple[set[bytes], set[bytes]]:
+    def _sort_out(self, space: Space, images: Sequence[bytes]) -> tuple[set[bytes], set[bytes], list[int]]:
+        """The images that are free, those that others are computing, and owners whose claims do not stand."""
         space_id = self._space_id(space)
         if space_id is None:
-            return set(images), set()
+            return set(images), set(), []
         stored = self._select("SELECT image FROM entries WHERE space = ? AND image IN ({})", images, space_id)
         wanted = set(images).difference(row[0] for row in stored)
-        query = "SELECT image, owner FROM claims WHERE space = ? AND image IN ({})"
-        claims = list(self._select(query, wanted, space_id))
-        alive = {owner: self._is_working(owner) for owner in {owner for _, owner in claims}}
-        held = {image for image, owner in claims if alive[owner]}
-        return wanted - held, held
+        held: set[bytes] = set()
+        claims = self._connection.execute("SELECT owner, images FROM claims WHERE space = ?", (space_id,)).fetchall()
+        working = {owner: self._is_working(owner) for owner in {owner for owner, _ in claims}}
+        for owner, claimed in claims:
+            if working[owner]:
+                held.update(wanted.intersection(_split_images(claimed)))
+        return wanted - held, held, [owner for owner, works in working.items() if not works]
 
     def _is_working(self, owner: int) -> bool:
         """Whether the claims of an owner stand."""
@@ -314,17 +331,11 @@ class Store:
             return False
         return owner == self._owner or is_alive(self._signs, row[0])
 
-    def release(self, space: Space, images: Sequence[bytes]) -> None:
-        """Give claims up without vectors."""
-        if images:
-            with self._transaction():
-                self._delete_claims(self._space_id(space, create=True), images)
-
-    def _delete_claims(self, space_id: int | None, images: Sequence[bytes]) -> None:
-        self._connection.executemany(
-            "DELETE FROM claims WHERE space = ? AND image = ? AND owner = ?",
-            [(space_id, image, self._owner) for image in images],
-        )
+    def release(self, claim: Claim) -> None:
+        """Give a claim up."""
+        if claim.id:
+            with self._transaction() as connection:
+                connection.execute("DELETE FROM claims WHERE id = ?", (claim.id,))
 
     def renew(self) -> None:
         """Tell the others that work goes on; costs nothing most of the time."""
@@ -359,7 +370,8 @@ class Store:
             for owner, sign in connection.execute(old, (now - TOUCH_SECONDS,)).fetchall():
                 if not is_alive(self._signs, sign):
                     connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
-                    connection.execute("DELETE FROM claims WHERE owner = ?", (owner,))
+            connection.execute("DELETE FROM claims WHERE owner NOT IN (SELECT id FROM owners WHERE active > ?)",
+                               (now - CLAIM_SECONDS,))  # fmt: skip
 
     def flush(self) -> None:
         """Write which blocks were used since the last time."""
@@ -483,7 +495,7 @@ class Store:
             assert space_id is not None
             self._delete_block(connection, block.id, space_id, len(block.images))
         if kept:
-            self.publish(space, [block.images[row] for row in kept], block.vectors[kept])
+            self.publish(space, [block.images[row] for row in kept], block.vectors[kept], NO_CLAIM)
         return len(block.images) - len(kept)
 
     def clear(self) -> None:
@@ -513,7 +525,7 @@ class Store:
     def keep_shortcuts(self, shortcuts: Iterable[tuple[bytes, bytes]]) -> None:
         """Remember (place, validator and digest)."""
         # A digest that is not what was written leads nowhere; the checksum guards against halves of two versions.
-        rows = [(place, both, crc32(both)) for place, both in shortcuts]
+        rows = sorted((place, both, crc32(both)) for place, both in shortcuts)
         if rows and not self._is_disk_short():
             with self._transaction() as connection:
                 connection.executemany("INSERT OR REPLACE INTO shortcuts VALUES (?, ?, ?)", rows)
