@@ -29,7 +29,7 @@ import platformdirs
 from blake3 import blake3
 
 from sktransfer.exceptions import CacheWarning
-from sktransfer.locations import is_file, is_racy, pack_stamp, stamp_file
+from sktransfer.locations import is_file, is_racy, is_remote, pack_stamp, stamp_file
 from sktransfer.store import (
     NO_CLAIM,
     RESERVE_BYTES,
@@ -339,9 +339,8 @@ class EmbeddingCache:
         files, remotes, stamp, pack = self._files, self._remotes, stamp_file, pack_stamp
         for place in places:
             if not is_file(place):
-                known_remote = remotes.get(place)
-                if known_remote is not None and time.monotonic() - known_remote[2] < FRESH_SECONDS:
-                    found[place] = known_remote[1]
+                if is_remote(place) and (kept := remotes.get(place)) and time.monotonic() - kept[2] < FRESH_SECONDS:
+                    found[place] = kept[1]
                 continue
             try:
                 validator = pack(stamp(place))
@@ -368,17 +367,17 @@ class EmbeddingCache:
     def recall_remote(self, place: str, check: Callable[[str], bytes | None]) -> bytes | None:
         """The digest of a place without a stat, if `check` returns the validator it had when last read."""
         known = self._remotes.get(place)
-        if known is None:
+        if known is not None:
+            validator, digest, _ = known
+        else:
             name = _name_place(place)
             both = self._find_shortcuts([name]).get(name)
             if both is None:
                 return None
             validator, digest = both[:-32], both[-32:]
-        elif known[0] is None:
-            return known[1]  # no validator: read once in a process
-        else:
-            validator, digest = known[0], known[1]
-        if check(place) != validator:
+        if validator is None:
+            return digest  # read once in a process
+        if not validator or check(place) != validator:
             return None
         self._remotes[place] = validator, digest, time.monotonic()
         return digest
@@ -390,9 +389,9 @@ class EmbeddingCache:
         if not is_file(place):
             checked = time.monotonic() if validator is not None else float("inf")
             self._remotes[place] = validator, digest, checked
-        elif validator is not None:
+        elif validator:
             self._keep_file(place, validator + digest)
-        if validator is not None:
+        if validator:
             with self._lock:
                 self._new_shortcuts[_name_place(place)] = validator + digest
 

@@ -17,6 +17,7 @@ import numpy as np
 from sktransfer.backbones import Backbone
 from sktransfer.cache import CacheDir, open_cache
 from sktransfer.digests import digest_bytes, digest_pixels
+from sktransfer.exceptions import MissingExtraError
 from sktransfer.graph import EmbeddingGraph
 from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
 from sktransfer.locations import check_place, is_file, locate, read_place
@@ -282,7 +283,7 @@ class Run:
         return digest, content
 
     def _give_up_on(self, index: int, error: Exception) -> None:
-        if isinstance(error, MemoryError):
+        if isinstance(error, (MemoryError, MissingExtraError)):
             raise error
         reason = describe_error(error)
         column, row = self.cells[index]

@@ -2,26 +2,28 @@
 
 A *place* is an absolute path, a URL, or ``archive.zip::member`` (also ``.tar``). Its *validator* is a short text that
 changes when the content does: size, times and inode of a file, the ETag of a URL, the checksum of an archive's member.
-None stands for a place that has no validator, or none to be trusted yet.
+An empty one stands for a place that changed a moment ago and may change again unnoticed; None for a place without any.
 """
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
-import functools
 import os
 import struct
 import tarfile
 import threading
 import time
+import weakref
 import zipfile
+from collections import OrderedDict
 from typing import Any
 
 from sktransfer._optional import import_optional
 from sktransfer.exceptions import ImageReadError
 
 MEMBER = "::"  # between an archive and the name of its member
+MAX_ARCHIVES = 8  # kept open
 TIMEOUT_SECONDS = 30.0  # without a byte from a server
 
 RACY_NS = 2_000_000_000  # a file changed this recently may change again without new times
@@ -49,6 +51,11 @@ def locate(reference: Any, root: str | os.PathLike[str] | None) -> str | None:
 def is_file(place: str) -> bool:
     """Whether a place is a plain path, whose validator costs no more than a stat."""
     return "://" not in place and MEMBER not in place
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is a URL: asking for its validator takes a while."""
+    return "://" in place
 
 
 def stamp_file(path: str) -> Stamp:
@@ -95,7 +102,7 @@ def check_place(place: str) -> bytes | None:
     with contextlib.suppress(OSError, ImageReadError, ValueError):
         if is_file(place):
             stamp = stamp_file(place)
-            return None if is_racy(stamp, time.time_ns()) else pack_stamp(stamp)
+            return b"" if is_racy(stamp, time.time_ns()) else pack_stamp(stamp)
         if place.startswith(("http://", "https://")):
             return _ask_server(place)
         if "://" in place:
@@ -120,23 +127,29 @@ def _read_file(path: str) -> tuple[bytes, bytes | None]:
         raise ImageReadError("no such file") from error
     stamps = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in (before, after)]
     trusted = stamps[0] == stamps[1] and not is_racy(stamps[0], now)
-    return content, pack_stamp(stamps[0]) if trusted else None
+    return content, pack_stamp(stamps[0]) if trusted else b""
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1)
-def _open_client(pid: int) -> Any:  # noqa: ARG001 - a forked child opens its own
+_lock = threading.Lock()
+_clients: dict[int, Any] = {}  # by process: a forked child opens its own
+
+
+def _open_client() -> Any:
     httpx = import_optional("httpx2", "remote")
-    transport = httpx.HTTPTransport(retries=2)
-    return httpx.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, transport=transport)
+    with _lock:
+        if os.getpid() not in _clients:
+            transport = httpx.HTTPTransport(retries=2)
+            _clients[os.getpid()] = httpx.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, transport=transport)
+        return _clients[os.getpid()]
 
 
 def _request(method: str, url: str) -> Any:
     httpx = import_optional("httpx2", "remote")
     try:
-        response = _open_client(os.getpid()).request(method, url)
+        response = _open_client().request(method, url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ImageReadError(f"the server did not answer: {error or type(error).__name__}") from error
     if response.is_error:
@@ -158,8 +171,10 @@ def _validate_response(response: Any) -> bytes | None:
     headers = response.headers
     tag, changed = headers.get("etag"), headers.get("last-modified")
     if tag is None:
-        if changed is None or _is_recent(changed):
+        if changed is None:
             return None
+        if _is_recent(changed):
+            return b""
         tag = changed
     return f"{tag} {headers.get('content-length', '')}".encode()
 
@@ -213,6 +228,7 @@ class _Archive:
                 self._zip: zipfile.ZipFile | None = zipfile.ZipFile(path)
             else:
                 self._zip, self._tar = None, tarfile.open(path)  # noqa: SIM115
+                weakref.finalize(self, self._tar.close)  # a ZipFile closes itself
                 self._members = {member.name: member for member in self._tar if member.isfile()}
         except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
             raise ImageReadError(f"{path!r} is a damaged archive: {error}") from error
@@ -241,7 +257,7 @@ class _Archive:
                 own = (found.size, found.offset_data)
         except KeyError as error:
             raise ImageReadError(f"there is no {member!r} in {self.path!r}") from error
-        return None if is_racy(self.stamp, time.time_ns()) else pack_stamp(self.stamp) + repr(own).encode()
+        return b"" if is_racy(self.stamp, time.time_ns()) else pack_stamp(self.stamp) + repr(own).encode()
 
 
 def _split(place: str) -> tuple[_Archive | None, str]:
@@ -253,9 +269,22 @@ def _split(place: str) -> tuple[_Archive | None, str]:
         stamp = stamp_file(path)
     except FileNotFoundError as error:
         raise ImageReadError(f"no such archive {path!r}") from error
-    return _open_archive(path, stamp, os.getpid()), member
+    with _lock:
+        key = (os.getpid(), path, stamp)
+        if key not in _archives:
+            _archives[key] = _Archive(path, stamp)
+            while len(_archives) > MAX_ARCHIVES:
+                _archives.popitem(last=False)
+        return _archives[key], member
 
 
-@functools.lru_cache(maxsize=8)
-def _open_archive(path: str, stamp: Stamp, pid: int) -> _Archive:  # noqa: ARG001
-    return _Archive(path, stamp)
+_archives: OrderedDict[tuple[int, str, Stamp], _Archive] = OrderedDict()
+
+
+def _reset_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -130,7 +130,7 @@ def _probe_cuda(number: int) -> str | None:
     options.log_severity_level = 4
     providers = [("CUDAExecutionProvider", {"device_id": str(number)})]
     with _quiet_onnxruntime():
-        session = ort.InferenceSession(_identity_model(), options, providers=providers)
+        session = ort.InferenceSession(_IDENTITY_MODEL, options, providers=providers)
     if "CUDAExecutionProvider" in session.get_providers():
         return None
     return (
@@ -154,15 +154,11 @@ def _quiet_onnxruntime() -> Any:
         ort.set_default_logger_severity(2)
 
 
-def _identity_model() -> bytes:
-    from onnx import TensorProto, helper
-
-    node = helper.make_node("Identity", ["x"], ["y"])
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = helper.make_graph([node], "probe", ends[:1], ends[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    content: bytes = model.SerializeToString()
-    return content
+# One Identity node on a float tensor of one element, opset 13: bytes, so that to ask for the device imports no onnx.
+_IDENTITY_MODEL = (
+    b'\x08\x08:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05probeZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
 
 
 class EmbeddingSession:

@@ -178,3 +178,28 @@ def test_doctor_and_help_answer():
     runner = CliRunner()
     assert "CPU: " in runner.invoke(app, ["doctor"]).output
     assert "extract" in runner.invoke(app, ["--help"]).output
+
+
+def test_the_cache_is_shown_pruned_forgotten_and_cleared(run, photo_files, backbone_file):
+    import sktransfer
+
+    assert run("cache", "info") == (0, f"No embeddings in {sktransfer.cache.locate_cache()}.\n", "")
+    sktransfer.prefetch(photo_files, backbone_file)
+    status, out, _ = run("cache", "info")
+    assert status == 0
+    assert out.startswith("6 embeddings in ")
+    assert "small pooled           8        6" in out
+    assert run("cache", "forget", photo_files[0], photo_files[1])[1] == "2 embeddings of 2 images removed.\n"
+    assert run("cache", "prune", "--unused-for", "1")[1].startswith("0 embeddings removed; ")
+    assert run("cache", "prune", "--max-size", "1B")[1].startswith("4 embeddings removed; ")
+    sktransfer.prefetch(photo_files, backbone_file)
+    assert run("cache", "clear")[1].endswith("embeddings is empty.\n")
+    assert sktransfer.cache_info().entries == 0
+
+
+def test_sizes_for_prune_are_checked(run):
+    status, _, err = run("cache", "prune", "--max-size", "lots")
+    assert (status, err) == (
+        1,
+        'sktransfer: --max-size must be a size such as "20GB" or "500MB". Got \'lots\' instead.\n',
+    )

@@ -146,3 +146,13 @@ def test_a_graph_that_onnxruntime_refuses_is_an_error_that_names_the_file(backbo
     monkeypatch.setattr(ort, "InferenceSession", refuse)
     with pytest.raises(BackboneError, match=r"onnxruntime cannot open .*model\.onnx: not implemented: Mystery"):
         extract(photos[:1], backbone_file)
+
+
+def test_the_model_that_probes_a_device_is_one_identity():
+    ends = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    assert model.SerializeToString() == sktransfer.session._IDENTITY_MODEL
+    np.testing.assert_array_equal(
+        ort.InferenceSession(sktransfer.session._IDENTITY_MODEL).run(None, {"x": np.ones(1, np.float32)})[0], 1
+    )
