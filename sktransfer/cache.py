@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 DIRECTORY_VARIABLE = "SKTRANSFER_CACHE_DIR"
 SIZE_VARIABLE = "SKTRANSFER_CACHE_SIZE"
+FOLDER_NAME = "sktransfer-embeddings"  # removed as a whole when damaged, so a name that nobody else uses
 DEFAULT_BYTES = 5 * 10**9  # of the file
 FRONT_BYTES = 256 * 2**20  # of vectors that a process keeps in memory, for each cache folder
 FRESH_SECONDS = 60  # that a URL's validator is trusted without asking the server again
@@ -279,6 +280,10 @@ class EmbeddingCache:
                     if image in wanted:
                         found[image] = vector
         return found
+
+    def contains(self, space: Space, images: Iterable[bytes]) -> set[bytes]:
+        """The images whose vectors are in the store; they are not read."""
+        return self._ask(lambda store: store.contains(space, images), set[bytes]())
 
     def claim(self, space: Space, images: Sequence[bytes], limit: int | None = None) -> Claim:
         """What the caller shall compute, at most `limit` images, and what other processes are computing.
@@ -540,7 +545,7 @@ def locate_cache(cache_dir: CacheDir = "auto") -> Path:
         cache_dir = os.environ.get(DIRECTORY_VARIABLE) or _system_folder()
     if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
         raise ValueError(f'cache_dir must be "auto", a path or None. Got {cache_dir!r} instead.')
-    return Path(os.path.abspath(os.path.expanduser(cache_dir))) / "embeddings"
+    return Path(os.path.abspath(os.path.expanduser(cache_dir))) / FOLDER_NAME
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from sktransfer.store import NO_CLAIM, Claim, Space
 KEY_VERSION = 1  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
 CHUNK_SECONDS = 0.25  # of work that a thread on the CPU claims, embeds and publishes together
 CHUNK_IMAGES = (4, 64)  # in as many images: fewer make a longer file, more a longer wait for others
+PART_IMAGES = 8192  # whose known vectors are looked up together
 POLL_SECONDS = (0.01, 0.1)  # first and longest pause between two looks at what other processes have done
 
 Policy = Literal["error", "nan", "zero"]
@@ -120,7 +121,7 @@ class Run:
         self.references, self.plan, self.options, self.cells = references, plan, options, cells
         d = plan.graph.n_features
         columns = range(len(references.columns))
-        self.blocks = None if output is None else [output[:, column * d : (column + 1) * d] for column in columns]
+        self.outputs = None if output is None else [output[:, column * d : (column + 1) * d] for column in columns]
         self.cache = open_cache(options.cache_dir)
         self.space = find_space(plan, options)
         self.lock = threading.Lock()
@@ -172,22 +173,33 @@ class Run:
         if self.cache.folder is None or not places:
             return
         digests = self.cache.recall_digests(first_at)
-        vectors = self.cache.fetch(self.space, set(digests.values()))
-        if vectors:
-            self.todo = self._fill_known(places, digests, vectors)
+        left: list[int] = []
+        for start in range(0, len(self.todo), PART_IMAGES):
+            part = self.todo[start : start + PART_IMAGES]
+            left += self._fill_known([(index, digests.get(places.get(index, ""), b"")) for index in part])
+        self.todo = left
 
-    def _fill_known(self, places: dict[int, str], digests: dict[str, bytes], vectors: dict[bytes, Any]) -> list[int]:
-        """Fill rows; returns the cells that are left."""
+    def _fill_known(self, cells: Sequence[tuple[int, bytes]]) -> list[int]:
+        """Fill the rows of (cell, digest) whose vectors are known; returns the other cells."""
+        vectors = self._find_vectors({digest for _, digest in cells if digest})
         left = []
-        for index in self.todo:
-            vector = vectors.get(digests.get(places.get(index, ""), b""))
+        for index, digest in cells:
+            vector = vectors.get(digest)
             if vector is None:
                 left.append(index)
-            elif self.blocks is not None:
+            elif self.outputs is not None:
                 column, row = self.cells[index]
-                self.blocks[column][row] = vector
-        self._advance(hits=len(self.todo) - len(left))
+                self.outputs[column][row] = vector
+        self._advance(hits=len(cells) - len(left))
         return left
+
+    def _find_vectors(self, digests: Collection[bytes]) -> Mapping[bytes, Any]:
+        """Known vectors; without an output something that says that they are known."""
+        if not digests:
+            return {}
+        if self.outputs is None:
+            return dict.fromkeys(self.cache.contains(self.space, digests), True)
+        return self.cache.fetch(self.space, digests)
 
     # -- work -----------------------------------------------------------------------------------------------------
 
@@ -308,18 +320,8 @@ class Run:
 
     def _take_known(self, tasks: Sequence[Task]) -> list[Task]:
         """Fill the rows of known vectors; returns the other tasks."""
-        if not tasks:
-            return []
-        vectors = self.cache.fetch(self.space, [digest for _, digest, _ in tasks])
-        unknown = []
-        for task in tasks:
-            vector = vectors.get(task[1])
-            if vector is None:
-                unknown.append(task)
-            else:
-                self._store(task[0], vector)
-        self._advance(hits=len(tasks) - len(unknown))
-        return unknown
+        left = set(self._fill_known([(index, digest) for index, digest, _ in tasks]))
+        return [task for task in tasks if task[0] in left]
 
     def _compute(self, tasks: Sequence[Task], claim: Claim) -> None:
         """Decode, run and publish; the claim ends, whatever happens."""
@@ -384,18 +386,18 @@ class Run:
     # -- rows and counts ------------------------------------------------------------------------------------------
 
     def _store(self, index: int, vector: Any) -> None:
-        if self.blocks is not None:
+        if self.outputs is not None:
             column, row = self.cells[index]
-            self.blocks[column][row] = vector
+            self.outputs[column][row] = vector
 
     def _copy(self) -> None:
         """Rows of images that came up more than once."""
         for index, source in (*self.same_image, *self.same_place):
             if source in self.broken:
                 self.broken[index] = self.broken[source]
-            elif self.blocks is not None:
+            elif self.outputs is not None:
                 column, row = self.cells[source]
-                self._store(index, self.blocks[column][row])
+                self._store(index, self.outputs[column][row])
         self._advance(others=len(self.same_image) + len(self.same_place))
 
     def _advance(self, *, hits: int = 0, passes: int = 0, others: int = 0) -> None:

@@ -18,8 +18,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
 
     Each image is decoded, resized and cropped as the network expects, and sent through the network up to `layer`; the
     activations there are its features. Nothing is trained: `fit` resolves names and checks parameters, and an
-    embedding depends on the image and the network alone. Within a process an image is sent through the network once,
-    however often cross-validation asks for it.
+    embedding depends on the image and the network alone. An image is sent through the network once, however often
+    cross-validation, worker processes or later runs ask for it.
 
     Parameters
     ----------
@@ -56,13 +56,15 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     pixel_range : (low, high) or None, default=None
         Scale of pixels in arrays: mapped linearly to 0..255 and clipped. None takes integers as 0..255 and floats as
         0..1, and refuses values outside.
-    cache_dir : str, Path or None, default="auto"
-        Embeddings are remembered within the process, for each value of this parameter; None remembers nothing between
-        calls.
+    cache_dir : "auto", str, Path or None, default="auto"
+        Folder in which embeddings are kept, for all processes and later runs, in a file of 5 GB at most
+        (``SKTRANSFER_CACHE_SIZE``). "auto" is ``SKTRANSFER_CACHE_DIR`` or the user's cache folder. None remembers
+        nothing between calls. A folder that cannot be used costs speed and one CacheWarning, never a result.
     n_jobs : int or None, default=None
         Threads, never processes. None is every core this process may use; negative values count from the end.
     verbose : bool, default=False
-        Show a progress bar.
+        Show a progress bar, with the images found in the cache and the forward passes. Workers of a search show none;
+        what they did is shown beside the bar of the final fit.
 
     Attributes
     ----------
@@ -133,8 +135,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : sequence, Series, frame or array of images
-            Paths, bytes, PIL images or arrays (h, w), (h, w, 3), (h, w, 4); or one array of shape (n, h, w[, c]); or
-            flattened images (n, h * w * c) with `image_shape`.
+            Paths, URLs, ``archive.zip::member``, bytes, PIL images or arrays (h, w), (h, w, 3), (h, w, 4); or one array
+            of shape (n, h, w[, c]); or flattened images (n, h * w * c) with `image_shape`.
         y : ignored
 
         Returns

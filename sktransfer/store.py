@@ -132,7 +132,7 @@ class Store:
             self._patiently(lambda: execute("PRAGMA journal_mode = WAL"))
             execute("PRAGMA synchronous = NORMAL")
             execute("PRAGMA secure_delete = OFF")
-            execute("PRAGMA wal_autocheckpoint = 4000")
+            execute("PRAGMA wal_autocheckpoint = 2000")
             execute(f"PRAGMA journal_size_limit = {4 * 2**20}")
             if not created:
                 with self._transaction():
@@ -233,6 +233,17 @@ class Store:
             missing = set(ids).difference((block.id for block in blocks), damaged)
             self._drop_damaged([*damaged, *missing])
             return blocks
+
+    def contains(self, space: Space, images: Iterable[bytes]) -> set[bytes]:
+        """Those of `images` that are stored."""
+        with self._lock:
+            space_id = self._space_id(space)
+            query = """SELECT image, block, used FROM entries JOIN blocks ON id = block
+                       WHERE entries.space = ? AND image IN ({})"""
+            rows = [] if space_id is None else list(self._select(query, images, space_id))
+            stale = time.time() - TOUCH_SECONDS
+            self._touched.update(block for _, block, used in rows if used < stale)
+            return {image for image, _, _ in rows}
 
     def touch(self, blocks: Iterable[Block], now: float) -> None:
         """Note that blocks are in use; written with the next `flush`."""

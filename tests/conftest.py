@@ -40,7 +40,7 @@ def cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("SKTRANSFER_DEVICE", raising=False)
     monkeypatch.delenv("SKTRANSFER_CACHE_SIZE", raising=False)
     monkeypatch.setenv("SKTRANSFER_CACHE_DIR", str(tmp_path / "cache"))
-    yield tmp_path / "cache" / "embeddings"
+    yield tmp_path / "cache" / "sktransfer-embeddings"
     sktransfer.cache.close_all()
 
 
