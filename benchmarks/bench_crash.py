@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.measure import spread, write_markdown
 from sktransfer import extract, release_sessions
 from sktransfer.cache import close_all
+from sktransfer.claims import CLAIM_SECONDS
 from sktransfer.session import forward_passes
-from sktransfer.store import CLAIM_SECONDS
 
 N = 400
 PROCESSES = 4

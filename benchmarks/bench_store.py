@@ -25,7 +25,9 @@ import numpy as np
 from blake3 import blake3
 
 from benchmarks.measure import alternate, spread, write_markdown
-from sktransfer.store import NO_CLAIM, Space, Store
+from sktransfer.blocks import Space
+from sktransfer.claims import NO_CLAIM
+from sktransfer.store import Store
 
 N = 10_000
 CHUNK = 16
@@ -61,7 +63,7 @@ class Ours:
 
     def read(self, keys, out) -> None:
         row_of = {key: row for row, key in enumerate(keys)}
-        for block in self.store.find(self.space, keys):
+        for block in self.store.read(self.space, self.store.find(self.space, keys)):
             for key, vector in zip(block.images, block.vectors, strict=True):
                 out[row_of[key]] = vector
 

@@ -141,7 +141,7 @@ def _read_registry() -> Mapping[str, Any]:
 def _load_registered(name: str, cache: EmbeddingCache) -> Backbone:
     entry = _read_registry()["backbones"][name]
     path = models_folder() / entry["path"]
-    digest = cache.digest_file(path, digest_file)
+    digest = cache.places.digest_file(path, digest_file)
     if digest != entry["sha256"]:
         raise BackboneError(
             f"{path} must have the SHA-256 {entry['sha256']}. Got {digest} instead; install sktransfer again."
@@ -151,14 +151,14 @@ def _load_registered(name: str, cache: EmbeddingCache) -> Backbone:
 
 
 def _load_file(path: Path, cache: EmbeddingCache) -> Backbone:
-    digest = cache.digest_file(path, digest_file)
+    digest = cache.places.digest_file(path, digest_file)
     description = cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: _describe_file(path))
     external = description["external_data"]
     for name in external:
         if not (path.parent / name).is_file():
             raise BackboneError(f"The weights of {path} are missing: put {name!r} beside it.")
     if external:
-        parts = [digest, *(cache.digest_file(path.parent / name, digest_file) for name in external)]
+        parts = [digest, *(cache.places.digest_file(path.parent / name, digest_file) for name in external)]
         digest = hashlib.sha256("".join(parts).encode()).hexdigest()
     name = path.parent.resolve().name if path.stem == "model" else path.stem
     metadata = description["preprocessing"]

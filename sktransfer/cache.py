@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,19 +28,13 @@ import numpy as np
 import platformdirs
 from blake3 import blake3
 
+from sktransfer.blocks import Block, Space
+from sktransfer.claims import NO_CLAIM, Claim
+from sktransfer.database import StoreVersionError, is_network_folder
 from sktransfer.exceptions import CacheWarning
-from sktransfer.locations import is_file, is_racy, is_remote, pack_stamp, stamp_file
-from sktransfer.store import (
-    NO_CLAIM,
-    RESERVE_BYTES,
-    TOUCH_SECONDS,
-    Block,
-    Claim,
-    Space,
-    Store,
-    StoreVersionError,
-    is_network_folder,
-)
+from sktransfer.front import Front
+from sktransfer.places import Places, name_place
+from sktransfer.store import RESERVE_BYTES, TOUCH_SECONDS, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,60 +43,14 @@ DIRECTORY_VARIABLE = "SKTRANSFER_CACHE_DIR"
 SIZE_VARIABLE = "SKTRANSFER_CACHE_SIZE"
 FOLDER_NAME = "sktransfer-embeddings"  # removed as a whole when damaged, so a name that nobody else uses
 DEFAULT_BYTES = 5 * 10**9  # of the file
-FRONT_BYTES = 256 * 2**20  # of vectors that a process keeps in memory, for each cache folder
-FRESH_SECONDS = 60  # that a URL's validator is trusted without asking the server again
-MAX_SHORTCUTS = 2_000_000  # places that a process remembers
+READ_BLOCKS = 64  # at once
 
 CacheDir = str | os.PathLike[str] | Literal["auto"] | None
 Vector = np.ndarray[Any, np.dtype[np.float32]]
-Stamp = tuple[int, int, int, int]
 T = TypeVar("T")
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
-
-
-class _Front:
-    """Blocks in memory, bounded in bytes; the least recently used leave first."""
-
-    def __init__(self) -> None:
-        self._index: dict[bytes, dict[bytes, tuple[Block, int]]] = {}
-        self._blocks: OrderedDict[Block, bytes] = OrderedDict()  # block -> key of its space
-        self._bytes = 0
-
-    def find(self, key: bytes, images: Iterable[bytes]) -> tuple[dict[bytes, Vector], list[bytes], set[Block]]:
-        """Vectors of the known images, the unknown images, and the blocks that were used."""
-        index = self._index.get(key, {})
-        found, unknown, used = dict[bytes, Vector](), list[bytes](), set[Block]()
-        for image in images:
-            entry = index.get(image)
-            if entry is None:
-                unknown.append(image)
-            else:
-                block, position = entry
-                found[image] = block.vectors[position]
-                used.add(block)
-        for block in used:
-            self._blocks.move_to_end(block)
-        return found, unknown, used
-
-    def add(self, key: bytes, block: Block) -> None:
-        index = self._index.setdefault(key, {})
-        if all(image in index for image in block.images):
-            return
-        index.update((image, (block, position)) for position, image in enumerate(block.images))
-        self._blocks[block] = key
-        self._bytes += block.vectors.nbytes
-        while self._bytes > FRONT_BYTES and len(self._blocks) > 1:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        block, key = self._blocks.popitem(last=False)
-        self._bytes -= block.vectors.nbytes
-        index = self._index[key]
-        for image in block.images:
-            if index.get(image, (None,))[0] is block:
-                del index[image]
 
 
 class EmbeddingCache:
@@ -114,11 +62,8 @@ class EmbeddingCache:
     def __init__(self, folder: Path | None, max_bytes: int = DEFAULT_BYTES) -> None:
         self.folder, self._max_bytes = folder, max_bytes
         self._lock = threading.RLock()
-        self._front = _Front()
-        self._files: dict[str, bytes] = {}  # path -> validator and digest, without a tuple for each
-        self._remotes: dict[str, tuple[bytes | None, bytes, float]] = {}  # place -> validator, digest, checked at
-        self._new_shortcuts: dict[bytes, bytes] = {}
-        self._models: dict[str, tuple[Stamp, str]] = {}
+        self._front = Front()
+        self.places = Places(self._find_shortcuts, remembers=folder is not None)
         self._facts: dict[bytes, dict[str, Any]] = {}
         self._store: Store | None = None
         self._given_up = False  # the store cannot be used by this process
@@ -148,7 +93,7 @@ class EmbeddingCache:
                         self._give_up(str(error))
                 if self._given_up:
                     return None
-            if self._store is not None and self._store.read_only:
+            if self._store is not None and self._store.database.read_only:
                 self._writable = False
         return self._store
 
@@ -252,6 +197,7 @@ class EmbeddingCache:
     def leave_to_parent(self, inherited: list[Any]) -> None:
         """In a forked child: the vectors in memory stay, the open file is the parent's."""
         self._lock = threading.RLock()
+        self.places.reset_lock()
         inherited.append(self._store)
         self._store = None
         self.hits.clear()
@@ -270,16 +216,24 @@ class EmbeddingCache:
         if idle:
             self._ask(lambda store: store.touch(idle, now), None)
         if unknown:
-            blocks = self._ask(lambda store: store.find(space, unknown), list[Block]())
-            with self._lock:
-                for block in blocks:
-                    self._front.add(space.key, block)
+            ids = self._ask(lambda store: store.find(space, unknown), list[int]())
             wanted = set(unknown)
-            for block in blocks:
-                for image, vector in zip(block.images, block.vectors, strict=True):
-                    if image in wanted:
-                        found[image] = vector
+            for start in range(0, len(ids), READ_BLOCKS):
+                self._read(space, ids[start : start + READ_BLOCKS], wanted, found)
         return found
+
+    def _read(self, space: Space, ids: Sequence[int], wanted: set[bytes], found: dict[bytes, Vector]) -> None:
+        """Read blocks into memory, and the wanted vectors into `found`."""
+        blocks = self._ask(lambda store: store.read(space, ids), list[Block]())
+        with self._lock:
+            for block in blocks:
+                self._front.add(space.key, block)
+        for block in blocks:
+            rows = [row for row, image in enumerate(block.images) if image in wanted]
+            # A few vectors shall not keep a long block in memory.
+            vectors = block.vectors if 2 * len(rows) > len(block.images) else block.vectors[rows]
+            chosen = rows if vectors is block.vectors else range(len(rows))
+            found.update((block.images[row], vectors[place]) for row, place in zip(rows, chosen, strict=True))
 
     def contains(self, space: Space, images: Iterable[bytes]) -> set[bytes]:
         """The images whose vectors are in the store; they are not read."""
@@ -315,10 +269,9 @@ class EmbeddingCache:
     def flush(self) -> None:
         """Write what a call has gathered: shortcuts, and which blocks were used."""
         with self._lock:
-            shortcuts, self._new_shortcuts = self._new_shortcuts, {}
-            store = self._store
-            if store is not None and not store.is_current():
+            if self._store is not None and not self._store.database.is_current():
                 self._close()  # put away by another process
+        shortcuts = self.places.take_new()
         if self._writable and self.folder is not None:
             if shortcuts:
                 self._ask(lambda store: store.keep_shortcuts(shortcuts.items()), None)
@@ -330,104 +283,16 @@ class EmbeddingCache:
             self.hits[space.key] += hits
             self.misses[space.key] += misses
         if report and self._writable:
-            self._ask(lambda store: store.count(hits, misses), None)
+            self._ask(lambda store: store.report(hits, misses), None)
 
-    def count_of_children(self) -> tuple[int, int]:
+    def reports_of_children(self) -> tuple[int, int]:
         """(hits, passes) that worker processes have reported."""
-        return self._ask(lambda store: store.count_of_children(), (0, 0))
-
-    # -- shortcuts ------------------------------------------------------------------------------------------------
-
-    def recall_digests(self, places: Iterable[str]) -> dict[str, bytes]:
-        """The content digests of places that are as they were when last read."""
-        found, asked, validators = dict[str, bytes](), dict[bytes, str](), dict[str, bytes]()
-        files, remotes, stamp, pack = self._files, self._remotes, stamp_file, pack_stamp
-        for place in places:
-            if not is_file(place):
-                if is_remote(place) and (kept := remotes.get(place)) and time.monotonic() - kept[2] < FRESH_SECONDS:
-                    found[place] = kept[1]
-                continue
-            try:
-                validator = pack(stamp(place))
-            except (OSError, ValueError):
-                continue
-            known = files.get(place)
-            if known is not None and known.startswith(validator):
-                found[place] = known[-32:]
-            else:
-                asked[_name_place(place)] = place
-                validators[place] = validator
-        if asked:
-            shortcuts = self._find_shortcuts(asked)
-            for name, both in shortcuts.items():
-                place = asked[name]
-                if both.startswith(validators[place]):
-                    found[place] = both[-32:]
-                    self._keep_file(place, both)
-        return found
+        return self._ask(lambda store: store.reports_of_children(), (0, 0))
 
     def _find_shortcuts(self, names: Iterable[bytes]) -> dict[bytes, bytes]:
         return self._ask(lambda store: store.find_shortcuts(names), dict[bytes, bytes]())
 
-    def recall_remote(self, place: str, check: Callable[[str], bytes | None]) -> bytes | None:
-        """The digest of a place without a stat, if `check` returns the validator it had when last read."""
-        known = self._remotes.get(place)
-        if known is not None:
-            validator, digest, _ = known
-        else:
-            name = _name_place(place)
-            both = self._find_shortcuts([name]).get(name)
-            if both is None:
-                return None
-            validator, digest = both[:-32], both[-32:]
-        if validator is None:
-            return digest  # read once in a process
-        if not validator or check(place) != validator:
-            return None
-        self._remotes[place] = validator, digest, time.monotonic()
-        return digest
-
-    def remember_digest(self, place: str, validator: bytes | None, digest: bytes) -> None:
-        """Keep the digest of what was read at `place`; written with the next `flush`."""
-        if self.folder is None:
-            return
-        if not is_file(place):
-            checked = time.monotonic() if validator is not None else float("inf")
-            self._remotes[place] = validator, digest, checked
-        elif validator:
-            self._keep_file(place, validator + digest)
-        if validator:
-            with self._lock:
-                self._new_shortcuts[_name_place(place)] = validator + digest
-
-    def _keep_file(self, place: str, validator_and_digest: bytes) -> None:
-        if len(self._files) >= MAX_SHORTCUTS:
-            self._files.clear()
-        self._files[place] = validator_and_digest
-
     # -- facts ----------------------------------------------------------------------------------------------------
-
-    def digest_file(self, path: Path, compute: Callable[[Path], str]) -> str:
-        """The digest that `compute` gives of a file, hexadecimal; computed again when the file has changed."""
-        place = f"model:{os.path.abspath(path)}"
-        stamp = stamp_file(os.fspath(path))
-        known = self._models.get(place)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        name, validator = _name_place(place), pack_stamp(stamp)
-        kept = self._find_shortcuts([name]).get(name)
-        if kept is not None and kept.startswith(validator):
-            digest = kept[-32:].hex()
-        else:
-            now = time.time_ns()
-            digest = compute(path)
-            if is_racy(stamp, now) or stamp_file(os.fspath(path)) != stamp:
-                return digest
-            if self.folder is not None:
-                with self._lock:
-                    self._new_shortcuts[name] = validator + bytes.fromhex(digest)
-        self._models[place] = stamp, digest
-        return digest
 
     def recall(self, kind: str, inputs: Sequence[object], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `compute` returned for the same inputs before: JSON, kept beside the vectors."""
@@ -449,7 +314,7 @@ class EmbeddingCache:
         for line in lines:
             key = line.pop("key")
             line["hits"], line["misses"] = self.hits[key], self.misses[key]
-        n_bytes = self._ask(lambda store: store.n_bytes, 0)
+        n_bytes = self._ask(lambda store: store.database.n_bytes, 0)
         hits, misses = sum(self.hits.values()), sum(self.misses.values())
         assert self.folder is not None
         return CacheInfo(self.folder, sum(line["entries"] for line in lines), n_bytes, self._max_bytes,
@@ -458,23 +323,18 @@ class EmbeddingCache:
     def clear(self) -> None:
         """Remove every vector and shortcut, in memory and on disk."""
         with self._lock:
-            self._front = _Front()
-            self._files.clear()
-            self._remotes.clear()
-            self._new_shortcuts.clear()
-            self._models.clear()
+            self._front = Front()
+            self.places.clear()
             self._facts.clear()
         self._ask(lambda store: store.clear(), None, write=True)
 
     def forget(self, images: Sequence[bytes], places: Sequence[str]) -> int:
         """Remove the vectors of images, by digest and by the places they were read from; returns how many."""
-        names = [_name_place(place) for place in places]
+        names = [name_place(place) for place in places]
         removed = self._ask(lambda store: store.forget(images, names), 0, write=True)
         with self._lock:
-            self._front = _Front()
-            for place in places:
-                self._files.pop(place, None)
-                self._remotes.pop(place, None)
+            self._front = Front()
+            self.places.forget(places)
         return removed
 
     def prune(self, max_bytes: int, unused_seconds: float | None) -> int:
@@ -485,7 +345,7 @@ class EmbeddingCache:
             if unused_seconds is not None:
                 removed += store.evict(0, before=time.time() - unused_seconds)
             removed += store.evict(max_bytes, before=float("inf"))
-            store.compact()
+            store.database.compact()
             return removed
 
         return self._ask(evict, 0, write=True)
@@ -612,10 +472,6 @@ def _open_existing(cache_dir: CacheDir) -> EmbeddingCache:
     if cache_dir is None:
         raise ValueError('cache_dir must be "auto" or a path. Got None instead, which remembers nothing.')
     return open_cache(cache_dir)
-
-
-def _name_place(place: str) -> bytes:
-    return blake3(place.encode("utf-8", "surrogateescape")).digest(length=16)
 
 
 def close_all() -> None:

@@ -15,7 +15,9 @@ import joblib
 import numpy as np
 
 from sktransfer.backbones import Backbone
+from sktransfer.blocks import Space
 from sktransfer.cache import CacheDir, open_cache
+from sktransfer.claims import NO_CLAIM, Claim
 from sktransfer.digests import digest_bytes, digest_pixels
 from sktransfer.exceptions import MissingExtraError
 from sktransfer.graph import EmbeddingGraph
@@ -23,7 +25,6 @@ from sktransfer.images import decode_content, describe_error, quiet_decoder, rea
 from sktransfer.locations import check_place, is_file, locate, read_place
 from sktransfer.references import References
 from sktransfer.session import GPU_BATCH, Device, open_session
-from sktransfer.store import NO_CLAIM, Claim, Space
 
 KEY_VERSION = 1  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
 CHUNK_SECONDS = 0.25  # of work that a thread on the CPU claims, embeds and publishes together
@@ -172,7 +173,7 @@ class Run:
             self.todo.append(index)
         if self.cache.folder is None or not places:
             return
-        digests = self.cache.recall_digests(first_at)
+        digests = self.cache.places.recall(first_at)
         left: list[int] = []
         for start in range(0, len(self.todo), PART_IMAGES):
             part = self.todo[start : start + PART_IMAGES]
@@ -276,7 +277,7 @@ class Run:
                 content = read_pixels(reference, self.options.pixel_range)
                 digest = _digest(content)
             else:
-                known = None if is_file(place) else self.cache.recall_remote(place, check_place)
+                known = None if is_file(place) else self.cache.places.recall_remote(place, check_place)
                 digest, content = (known, None) if known is not None else self._read(place)
         except Exception as error:
             self._give_up_on(index, error)
@@ -291,7 +292,7 @@ class Run:
     def _read(self, place: str) -> tuple[bytes, bytes]:
         content, validator = read_place(place)
         digest = digest_bytes(content)
-        self.cache.remember_digest(place, validator, digest)
+        self.cache.places.remember(place, validator, digest)
         return digest, content
 
     def _give_up_on(self, index: int, error: Exception) -> None:
@@ -418,7 +419,7 @@ class Run:
         if self.progress is None:
             return
         counts: dict[str, Any] = {"cached": self.hits, "passes": self.passes}
-        hits, passes = self.cache.count_of_children()
+        hits, passes = self.cache.reports_of_children()
         if hits or passes:
             counts["workers"] = f"{hits} cached, {passes} passes"
         self.progress.set_postfix(counts)

@@ -190,7 +190,10 @@ def list_cells(references: References) -> tuple[list[tuple[int, int]], list[tupl
 
 
 def _find_missing(column: Sequence[Any] | np.ndarray[Any, Any]) -> list[int]:
-    return [] if isinstance(column, np.ndarray) else [row for row, cell in enumerate(column) if is_missing(cell)]
+    if isinstance(column, np.ndarray):
+        return []
+    # Most cells are paths, and a search asks for each of them again and again.
+    return [row for row, cell in enumerate(column) if not (type(cell) is str and cell) and is_missing(cell)]
 
 
 def describe_cell(references: References, column: int, row: int, reason: str, *, missing: bool = False) -> ImageFailure:

@@ -36,6 +36,8 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 def locate(reference: Any, root: str | os.PathLike[str] | None) -> str | None:
     """The place that a reference names, or None where it holds the image itself."""
+    if type(reference) is str and reference.startswith("/") and os.sep == "/":  # by far the most
+        return reference
     if isinstance(reference, dict) and reference.get("bytes") is None:
         reference = reference.get("path")
     if not isinstance(reference, (str, os.PathLike)):

@@ -8,17 +8,18 @@ import sktransfer
 PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
-    0: {"exceptions", "digests", "liveness"},
-    1: {"_optional", "images", "preprocessing", "references", "store"},
-    2: {"locations", "network"},
-    3: {"cache"},
-    4: {"backbones", "graph"},
-    5: {"session"},
-    6: {"embedding"},
-    7: {"extraction"},
-    8: {"diagnosis", "extractor", "selection", "tables"},
-    9: {"demo"},
-    10: {"cli"},
+    0: {"blocks", "database", "digests", "exceptions", "liveness"},
+    1: {"_optional", "claims", "front", "images", "preprocessing", "references"},
+    2: {"locations", "network", "store"},
+    3: {"places"},
+    4: {"cache"},
+    5: {"backbones", "graph"},
+    6: {"session"},
+    7: {"embedding"},
+    8: {"extraction"},
+    9: {"diagnosis", "extractor", "selection", "tables"},
+    10: {"demo"},
+    11: {"cli"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 

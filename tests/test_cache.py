@@ -18,8 +18,8 @@ import sktransfer.cache
 import sktransfer.store
 from sktransfer import CacheWarning, PretrainedFeatureExtractor, cache_info, clear_cache, extract, prefetch
 from sktransfer.cache import close_all, format_bytes, locate_cache, open_cache, parse_bytes
+from sktransfer.database import FILE_NAME, LAYOUT
 from sktransfer.session import forward_passes
-from sktransfer.store import FILE_NAME, LAYOUT
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_a_working_set_beyond_the_bound_is_kept_and_said_once(embed, photos, pas
         embed(images)
     for _ in range(3):
         embed(images)
-    sktransfer.cache._caches[str(locate_cache())]._front = sktransfer.cache._Front()
+    open_cache()._front = sktransfer.front.Front()
     embed(images)
     assert passes() == 300
 
@@ -295,8 +295,8 @@ def test_a_full_disk_costs_one_warning(embed, photos):
     expected = embed(photos, cache_dir=None)
     embed(photos[:1])
     store = open_cache()._open()
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store.database.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.database.connection.execute(f"PRAGMA max_page_count = {pages}")
     result = one_warning(lambda: embed([*photos, *(photo(seed) for seed in range(6, 300))]), "is full: new embeddings")
     np.testing.assert_array_equal(result[:6], expected)
 

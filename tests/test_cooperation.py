@@ -30,10 +30,10 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import sktransfer.store
+import sktransfer.claims
 from sktransfer import extract
 from sktransfer.cache import close_all, locate_cache, open_cache
-from sktransfer.store import FILE_NAME
+from sktransfer.database import FILE_NAME
 
 fork_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 N = 60
@@ -200,7 +200,7 @@ def test_a_claim_dies_with_its_process(backbone_file, photos, tmp_path, counted)
 
 @fork_only
 def test_a_stopped_process_holds_its_claims_for_a_limited_time(backbone_file, photos, monkeypatch):
-    monkeypatch.setattr(sktransfer.store, "CLAIM_SECONDS", 1)
+    monkeypatch.setattr(sktransfer.claims, "CLAIM_SECONDS", 1)
     expected = extract(photos, backbone_file, cache_dir=None)
 
     def hang():
@@ -220,7 +220,7 @@ def test_a_stopped_process_holds_its_claims_for_a_limited_time(backbone_file, ph
 
 def claims():
     store = open_cache()._open()
-    return store._connection.execute("SELECT count(*) FROM claims").fetchone()[0]
+    return store.database.connection.execute("SELECT count(*) FROM claims").fetchone()[0]
 
 
 def kill_one_of_four(images, backbone, random_state):

@@ -18,8 +18,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
-import sktransfer.cache
 import sktransfer.locations
+import sktransfer.places
 from sktransfer import ImageReadError, MissingExtraError, PretrainedFeatureExtractor, extract
 from sktransfer.cache import close_all
 from sktransfer.locations import check_place, read_place
@@ -131,7 +131,7 @@ def test_a_validator_spares_the_body_in_the_next_process(server, urls, backbone_
 
 def test_without_a_validator_a_url_is_fetched_once_in_a_process(server, urls, backbone_file, monkeypatch):
     server.validators = ()
-    monkeypatch.setattr(sktransfer.cache, "FRESH_SECONDS", 0)
+    monkeypatch.setattr(sktransfer.places, "FRESH_SECONDS", 0)
     for expected in (1, 2):
         extract(urls, backbone_file)
         extract(urls, backbone_file)
@@ -141,7 +141,7 @@ def test_without_a_validator_a_url_is_fetched_once_in_a_process(server, urls, ba
 
 
 def test_a_changed_url_is_fetched_again(server, urls, backbone_file, monkeypatch):
-    monkeypatch.setattr(sktransfer.cache, "FRESH_SECONDS", 0)
+    monkeypatch.setattr(sktransfer.places, "FRESH_SECONDS", 0)
     old = extract(urls, backbone_file)
     server.files["/0.png"] = encode(photo(100))
     new = extract(urls, backbone_file)
