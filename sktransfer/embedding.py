@@ -160,7 +160,7 @@ class Run:
     def _recall(self) -> None:
         """Fill the rows of places that have not changed and whose vectors are known."""
         first_at: dict[str, int] = {}
-        places: dict[int, str] = {}
+        places: list[str] = []  # of the cells in self.todo, "" where there is none
         columns, root = self.references.columns, self.options.root
         for index, (column, row) in enumerate(self.cells):
             place = locate(columns[column][row], root)
@@ -169,29 +169,29 @@ class Run:
                 if first != index:
                     self.same_place.append((index, first))
                     continue
-                places[index] = place
             self.todo.append(index)
-        if self.cache.folder is None or not places:
+            places.append(place or "")
+        if self.cache.folder is None or not first_at:
             return
         digests = self.cache.places.recall(first_at)
         left: list[int] = []
         for start in range(0, len(self.todo), PART_IMAGES):
-            part = self.todo[start : start + PART_IMAGES]
-            left += self._fill_known([(index, digests.get(places.get(index, ""), b"")) for index in part])
+            part = slice(start, start + PART_IMAGES)
+            left += self._fill_known(self.todo[part], [digests.get(place, b"") for place in places[part]])
         self.todo = left
 
-    def _fill_known(self, cells: Sequence[tuple[int, bytes]]) -> list[int]:
-        """Fill the rows of (cell, digest) whose vectors are known; returns the other cells."""
-        vectors = self._find_vectors({digest for _, digest in cells if digest})
-        left = []
-        for index, digest in cells:
+    def _fill_known(self, indices: Sequence[int], digests: Sequence[bytes]) -> list[int]:
+        """Fill the rows of cells whose vectors are known by their digests; returns the other cells."""
+        vectors = self._find_vectors({digest for digest in digests if digest})
+        left, cells, outputs = [], self.cells, self.outputs
+        for index, digest in zip(indices, digests, strict=True):
             vector = vectors.get(digest)
             if vector is None:
                 left.append(index)
-            elif self.outputs is not None:
-                column, row = self.cells[index]
-                self.outputs[column][row] = vector
-        self._advance(hits=len(cells) - len(left))
+            elif outputs is not None:
+                column, row = cells[index]
+                outputs[column][row] = vector
+        self._advance(hits=len(indices) - len(left))
         return left
 
     def _find_vectors(self, digests: Collection[bytes]) -> Mapping[bytes, Any]:
@@ -321,7 +321,7 @@ class Run:
 
     def _take_known(self, tasks: Sequence[Task]) -> list[Task]:
         """Fill the rows of known vectors; returns the other tasks."""
-        left = set(self._fill_known([(index, digest) for index, digest, _ in tasks]))
+        left = set(self._fill_known([index for index, _, _ in tasks], [digest for _, digest, _ in tasks]))
         return [task for task in tasks if task[0] in left]
 
     def _compute(self, tasks: Sequence[Task], claim: Claim) -> None:

@@ -52,7 +52,7 @@ def locate(reference: Any, root: str | os.PathLike[str] | None) -> str | None:
 
 def is_file(place: str) -> bool:
     """Whether a place is a plain path, whose validator costs no more than a stat."""
-    return "://" not in place and MEMBER not in place
+    return ":" not in place or ("://" not in place and MEMBER not in place)
 
 
 def is_remote(place: str) -> bool:

@@ -31,16 +31,17 @@ class Places:
     def recall(self, places: Iterable[str]) -> dict[str, bytes]:
         """The content digests of places that are as they were when last read."""
         found, asked, validators = dict[str, bytes](), dict[bytes, str](), dict[str, bytes]()
-        files, remotes, stamp, pack = self._files, self._remotes, stamp_file, pack_stamp
+        files, remotes, stat, pack = self._files, self._remotes, os.stat, pack_stamp
         for place in places:
             if not is_file(place):
                 if is_remote(place) and (kept := remotes.get(place)) and time.monotonic() - kept[2] < FRESH_SECONDS:
                     found[place] = kept[1]
                 continue
             try:
-                validator = pack(stamp(place))
+                status = stat(place)
             except (OSError, ValueError):
                 continue
+            validator = pack((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
             known = files.get(place)
             if known is not None and known.startswith(validator):
                 found[place] = known[-DIGEST_BYTES:]
