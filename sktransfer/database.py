@@ -69,7 +69,7 @@ class Database:
             execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._retry(lambda: execute("PRAGMA journal_mode = WAL"))
             execute("PRAGMA synchronous = NORMAL")
-            execute("PRAGMA secure_delete = OFF")
+            execute("PRAGMA secure_delete = FAST")
             execute("PRAGMA wal_autocheckpoint = 2000")
             execute(f"PRAGMA journal_size_limit = {4 * 2**20}")
             if not created:

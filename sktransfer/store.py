@@ -282,7 +282,7 @@ class Store:
                 query = "DELETE FROM shortcuts WHERE substr(validator_and_digest, -32) = ?"
                 connection.executemany(query, [(image,) for image in gone])
             self.database.compact()
-            self._connection.execute("PRAGMA secure_delete = OFF")
+            self._connection.execute("PRAGMA secure_delete = FAST")
         return removed
 
     def _rewrite_block(self, space: Space, block: Block, gone: set[bytes]) -> int:
@@ -304,7 +304,7 @@ class Store:
                     connection.execute(f"DELETE FROM {table}")  # noqa: S608
             self._touched.clear()
             self.database.compact()
-            self._connection.execute("PRAGMA secure_delete = OFF")
+            self._connection.execute("PRAGMA secure_delete = FAST")
 
     # -- shortcuts and facts --------------------------------------------------------------------------------------
 
