@@ -80,8 +80,9 @@ class Database:
     def _check_layout(self) -> bool:
         """Whether the tables are there; an error if they are not ours. Changes nothing."""
         execute = self.connection.execute
-        application, layout = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        # The tables first: another process creates them and sets the numbers in one transaction.
         tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application, layout = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
         if tables and application != _APPLICATION_ID:
             raise StoreVersionError("is not a cache of sktransfer")
         if tables and layout != LAYOUT:

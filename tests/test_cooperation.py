@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,7 @@ def run_forked(work):
     if pid == 0:
         status = 1
         try:
+            warnings.simplefilter("error", sktransfer.CacheWarning)
             work()
             status = 0
         finally:
@@ -280,6 +282,21 @@ def test_eight_processes_with_overlapping_images(backbone_file, tmp_path):
     assert sum(report["wrong"] for report in reports) == 0
     assert sum(report["passes"] for report in reports) == 9000
     assert sum(report["passes"] > 0 for report in reports) > 4  # the work was shared
+
+
+@fork_only
+def test_processes_that_create_the_file_at_the_same_time(backbone_file, photos, cache_folder):
+    for _ in range(15):
+        shutil.rmtree(cache_folder, ignore_errors=True)
+        close_all()
+        start = time.monotonic() + 0.05
+
+        def work(start=start):
+            while time.monotonic() < start:
+                pass
+            extract(photos, backbone_file, n_jobs=1)
+
+        assert set(wait_for([run_forked(work) for _ in range(6)]).values()) == {0}
 
 
 @fork_only
