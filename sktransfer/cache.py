@@ -119,7 +119,7 @@ class EmbeddingCache:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
             self._writable = False
-            self._say("full", f"The disk of {self._name} is full: new embeddings are not stored. {_REMEDY}")
+            self._say("full", f"The disk of the {self._name} is full: new embeddings are not stored. {_REMEDY}")
         elif code == sqlite3.SQLITE_READONLY or getattr(error, "errno", 0) in (errno.EROFS, errno.EACCES):
             self._writable = False
             self._say("read-only", self._describe_read_only())
@@ -139,20 +139,20 @@ class EmbeddingCache:
         except OSError:
             return False
         shutil.rmtree(aside, ignore_errors=True)
-        self._say("damaged", f"{self._name} was damaged ({error}): it starts anew, and images are embedded again.")
+        self._say("damaged", f"The {self._name} was damaged ({error}): it starts anew, and images are embedded again.")
         return True
 
     def _give_up(self, reason: str) -> None:
         self._close()
         self._given_up = True
-        self._say("given up", f"{self._name} cannot be used: {reason}. Every process embeds for itself. {_REMEDY}")
+        self._say("given up", f"The {self._name} cannot be used: {reason}. Every process embeds for itself. {_REMEDY}")
 
     def _describe_read_only(self) -> str:
-        return f"{self._name} cannot be written; new embeddings are not stored. {_REMEDY}"
+        return f"The {self._name} cannot be written; new embeddings are not stored. {_REMEDY}"
 
     @property
     def _name(self) -> str:
-        return f"The embedding cache {str(self.folder)!r}"
+        return f"embedding cache {str(self.folder)!r}"
 
     def _say(self, kind: str, message: str) -> None:
         if kind not in self._said:
@@ -164,19 +164,19 @@ class EmbeddingCache:
         store = self._store
         if store is not None:
             if store.damaged_blocks:
-                self._say("damaged", f"{self._name} holds damaged blocks: their images are embedded again.")
+                self._say("damaged", f"The {self._name} holds damaged blocks: their images are embedded again.")
             if store.crowded_bytes:
+                size, bound = format_bytes(store.crowded_bytes), format_bytes(store.max_bytes)
                 self._say(
                     "crowded",
-                    f"{self._name} holds {format_bytes(store.crowded_bytes)} in use by running processes, more than "
-                    f"its bound of {format_bytes(store.max_bytes)}, and grows beyond it: evicting them would cost "
-                    f"more passes. Set {SIZE_VARIABLE}, for example to 20GB.",
+                    f"The {self._name} holds {size} in use by running processes, more than its bound of {bound}, and "
+                    f"grows beyond it: evicting them would cost more passes. Set {SIZE_VARIABLE}, for example to 20GB.",
                 )
             if store.short_of_disk:
+                left = format_bytes(RESERVE_BYTES)
                 self._say(
                     "full",
-                    f"The disk of {self._name} has less than {format_bytes(RESERVE_BYTES)} left: new embeddings are "
-                    f"not stored. {_REMEDY}",
+                    f"The disk of the {self._name} has less than {left} left: new embeddings are not stored. {_REMEDY}",
                 )
         with self._lock:
             messages, self._unsaid = self._unsaid, []
@@ -254,12 +254,16 @@ class EmbeddingCache:
         if self.folder is None:
             return
         if not images:
-            if self._writable:
-                self._ask(lambda store: store.release(claim), None)
+            self.release(claim)
             return
         block_id = self._ask(lambda store: store.publish(space, images, vectors, claim), 0, write=True)
         with self._lock:
             self._front.add(space.key, Block(block_id, list(images), vectors))
+
+    def release(self, claim: Claim) -> None:
+        """End a claim."""
+        if claim.id and self._writable:
+            self._ask(lambda store: store.release(claim), None)
 
     def renew(self) -> None:
         """Tell other processes that work on the claims goes on."""
@@ -271,11 +275,15 @@ class EmbeddingCache:
         with self._lock:
             if self._store is not None and not self._store.database.is_current():
                 self._close()  # put away by another process
-        shortcuts = self.places.take_new()
-        if self._writable and self.folder is not None:
-            if shortcuts:
-                self._ask(lambda store: store.keep_shortcuts(shortcuts.items()), None)
+        self.keep_shortcuts()
+        if self._writable:
             self._ask(lambda store: store.flush(), None)
+
+    def keep_shortcuts(self) -> None:
+        """Write what was learnt of places."""
+        shortcuts = self.places.take_new()
+        if shortcuts and self._writable:
+            self._ask(lambda store: store.keep_shortcuts(shortcuts.items()), None)
 
     def count(self, space: Space, hits: int, misses: int, *, report: bool = False) -> None:
         """Count images that were known, and images that were run; `report` tells the parent process too."""

@@ -22,7 +22,7 @@ from sktransfer.digests import digest_bytes, digest_pixels
 from sktransfer.exceptions import MissingExtraError
 from sktransfer.graph import EmbeddingGraph
 from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
-from sktransfer.locations import check_place, is_file, locate, read_place
+from sktransfer.locations import check_place, is_file, is_remote, locate, read_place
 from sktransfer.references import References
 from sktransfer.session import GPU_BATCH, Device, open_session
 
@@ -31,6 +31,8 @@ CHUNK_SECONDS = 0.25  # of work that a thread on the CPU claims, embeds and publ
 CHUNK_IMAGES = (4, 64)  # in as many images: fewer make a longer file, more a longer wait for others
 PART_IMAGES = 8192  # whose known vectors are looked up together
 POLL_SECONDS = (0.01, 0.1)  # first and longest pause between two looks at what other processes have done
+
+URLS = Space(bytes(32), "", "", 0)  # in which the names of URLs are claimed while they are fetched
 
 Policy = Literal["error", "nan", "zero"]
 Embeddings = np.ndarray[Any, np.dtype[np.float32]]
@@ -247,13 +249,54 @@ class Run:
 
     def _work(self) -> None:
         deferred: dict[bytes, int] = {}  # digest -> cell, that other processes are embedding
+        later: list[int] = []  # cells whose URL other processes are fetching
         size = CHUNK_IMAGES[0]
         while chunk := self._take_chunk(size):
             started = time.perf_counter()
-            self._embed([task for index in chunk if (task := self._identify(index)) is not None], deferred)
+            later += self._process(chunk, deferred)
             pace = (time.perf_counter() - started) / len(chunk)
             size = min(max(int(CHUNK_SECONDS / pace), CHUNK_IMAGES[0]), CHUNK_IMAGES[1])
+        while later and not self.stopped:
+            left = self._process(later, deferred)
+            if len(left) == len(later):
+                time.sleep(POLL_SECONDS[1])
+            later = left
         self._wait_for_others(deferred)
+
+    def _process(self, chunk: Sequence[int], deferred: dict[bytes, int]) -> list[int]:
+        """Identify and embed cells; returns those whose URL other processes are fetching."""
+        known, later, claim = self._claim_urls(chunk)
+        try:
+            mine = [index for index in chunk if index not in later]
+            tasks = [task for index in mine if (task := self._identify(index, known.get(index))) is not None]
+            self._embed(tasks, deferred)
+        finally:
+            if claim.id:
+                self.cache.keep_shortcuts()
+                self.cache.release(claim)
+        return sorted(later)
+
+    def _claim_urls(self, chunk: Sequence[int]) -> tuple[dict[int, bytes], set[int], Claim]:
+        """(digests of URLs that have not changed, cells whose URL others are fetching, a claim on the other URLs)."""
+        places = {index: locate(self._reference(index), self.options.root) for index in chunk}
+        urls = {index: place for index, place in places.items() if place is not None and is_remote(place)}
+        known: dict[int, bytes] = {}
+        self._recall_urls(urls, known)
+        names = {digest_bytes(url.encode()): index for index, url in urls.items() if index not in known}
+        claim = self.cache.claim(URLS, list(names)) if self.cache.folder is not None else NO_CLAIM
+        # Another process may have fetched them before they were claimed here.
+        self._recall_urls({names[name]: urls[names[name]] for name in claim.images}, known)
+        return known, {names[name] for name in claim.held}, claim
+
+    def _recall_urls(self, urls: Mapping[int, str], known: dict[int, bytes]) -> None:
+        for index, url in urls.items():
+            digest = self.cache.places.recall_remote(url, check_place)
+            if digest is not None:
+                known[index] = digest
+
+    def _reference(self, index: int) -> Any:
+        column, row = self.cells[index]
+        return self.references.columns[column][row]
 
     def _take_chunk(self, wanted: int) -> Sequence[int]:
         """The next cells; fewer towards the end, so that threads finish together."""
@@ -267,18 +310,20 @@ class Run:
             self.taken += size
             return self.todo[self.taken - size : self.taken]
 
-    def _identify(self, index: int) -> Task | None:
+    def _identify(self, index: int, known: bytes | None) -> Task | None:
         """Digest and content of a cell's image; None where it cannot be read or is in the call already."""
-        column, row = self.cells[index]
-        reference, content = self.references.columns[column][row], None
+        reference, content = self._reference(index), None
         try:
             place = locate(reference, self.options.root)
-            if place is None:
+            if known is None and place is not None and not (is_file(place) or is_remote(place)):
+                known = self.cache.places.recall_remote(place, check_place)
+            if known is not None:
+                digest = known
+            elif place is None:
                 content = read_pixels(reference, self.options.pixel_range)
                 digest = _digest(content)
             else:
-                known = None if is_file(place) else self.cache.places.recall_remote(place, check_place)
-                digest, content = (known, None) if known is not None else self._read(place)
+                digest, content = self._read(place)
         except Exception as error:
             self._give_up_on(index, error)
             return None
@@ -299,8 +344,7 @@ class Run:
         if isinstance(error, (MemoryError, MissingExtraError)):
             raise error
         reason = describe_error(error)
-        column, row = self.cells[index]
-        reference = self.references.columns[column][row]
+        reference = self._reference(index)
         if isinstance(error.__cause__, FileNotFoundError) and self.options.root is None:
             place = locate(reference, "")
             if place is not None and not os.path.isabs(place):
@@ -366,8 +410,7 @@ class Run:
         return digests, [vectors]
 
     def _read_again(self, index: int) -> Content:
-        column, row = self.cells[index]
-        reference = self.references.columns[column][row]
+        reference = self._reference(index)
         place = locate(reference, self.options.root)
         return read_pixels(reference, self.options.pixel_range) if place is None else self._read(place)[1]
 

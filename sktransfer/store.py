@@ -29,7 +29,7 @@ from sktransfer.claims import NO_CLAIM, Claim, Workers
 from sktransfer.database import Database
 
 TOUCH_SECONDS = 3600  # precision of "last used"
-RESERVE_BYTES = 256 * 2**20  # left free on the disk
+RESERVE_BYTES = 250 * 10**6  # left free on the disk
 
 _EMPTIED = ("entries", "blocks", "payloads", "shortcuts", "facts", "claims")  # spaces keep their numbers
 

@@ -143,3 +143,13 @@ def save_backbone(folder, model, config=None, name="model.onnx"):
 def backbone_file(tmp_path):
     """A small classifier on disk, 32x32 input, 8 features."""
     return str(save_backbone(tmp_path / "small", small_classifier()))
+
+
+@pytest.fixture
+def fresh_workers():
+    """Workers of joblib keep the environment, and so the cache folder, that they were started with."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
+    yield
+    get_reusable_executor().shutdown(wait=True)

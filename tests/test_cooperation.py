@@ -16,7 +16,6 @@ import pytest
 from conftest import encode, photo
 from counting import CountingExtractor
 from joblib import parallel_config
-from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import StackingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
@@ -41,7 +40,7 @@ N = 60
 
 
 @pytest.fixture
-def counted(tmp_path, monkeypatch):
+def counted(tmp_path, monkeypatch, fresh_workers):
     """Rows that reach onnxruntime.InferenceSession.run, over all processes since the last call."""
     log = tmp_path / "rows.log"
     log.touch()
@@ -53,8 +52,7 @@ def counted(tmp_path, monkeypatch):
         log.write_text("")
         return sum(rows)
 
-    yield count
-    get_reusable_executor().shutdown(wait=True)  # workers keep the environment they were started with
+    return count
 
 
 @pytest.fixture

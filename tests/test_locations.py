@@ -104,19 +104,17 @@ def test_a_grid_search_over_urls_fetches_each_body_once_and_the_next_none(server
         close_all()
 
 
-def test_the_same_in_workers(server, backbone_file):
-    from joblib.externals.loky import get_reusable_executor
-
-    for seed in range(60):
+@pytest.mark.parametrize("n_jobs", [2, 4])
+def test_the_same_in_workers(server, backbone_file, fresh_workers, n_jobs):
+    for seed in range(100):
         server.files[f"/{seed}.png"] = encode(photo(seed))
-    urls = np.array([f"{server.url}/{seed}.png" for seed in range(60)], dtype=object)
+    urls = np.array([f"{server.url}/{seed}.png" for seed in range(100)], dtype=object)
     pipeline = make_pipeline(PretrainedFeatureExtractor(backbone_file), KNeighborsClassifier())
-    extract(urls, backbone_file)
-    server.bodies.clear()
-    search = GridSearchCV(pipeline, {"kneighborsclassifier__n_neighbors": [1, 2]}, cv=3, n_jobs=2, error_score="raise")
-    search.fit(urls, np.arange(60) % 2)
-    get_reusable_executor().shutdown(wait=True)
-    assert sum(server.bodies.values()) == 0
+    search = GridSearchCV(pipeline, {"kneighborsclassifier__n_neighbors": [1, 2]}, cv=3, n_jobs=n_jobs)
+    for expected in (1, 0):
+        search.fit(urls, np.arange(100) % 2)
+        assert [server.bodies[f"/{seed}.png"] for seed in range(100)] == [expected] * 100
+        server.bodies.clear()
 
 
 @pytest.mark.parametrize("validators", [("etag",), ("date",), ("etag", "date")])
