@@ -30,6 +30,7 @@ KEY_VERSION = 1  # raise it when decoding or resizing changes what pixels are: e
 CHUNK_SECONDS = 0.25  # of work that a thread on the CPU claims, embeds and publishes together
 CHUNK_IMAGES = (4, 64)  # in as many images: fewer make a longer file, more a longer wait for others
 PART_IMAGES = 8192  # whose known vectors are looked up together
+LEAVE_SECONDS = 1.5  # that an interrupted call waits for its threads
 POLL_SECONDS = (0.01, 0.1)  # first and longest pause between two looks at what other processes have done
 
 URLS = Space(bytes(32), "", "", 0)  # in which the names of URLs are claimed while they are fetched
@@ -225,10 +226,11 @@ class Run:
             finally:
                 self.stopped = True
                 self._leave(sum(thread.ident is None for thread in threads))
-                self.finished.wait()
-                for thread in threads:
-                    if thread.ident is not None:
-                        thread.join()
+                # A thread that waits for a server, or runs a very slow network, finds out alone and publishes the rest.
+                if self.finished.wait(LEAVE_SECONDS):
+                    for thread in threads:
+                        if thread.ident is not None:
+                            thread.join()
         if self.error is not None:
             raise self.error
 
@@ -267,8 +269,11 @@ class Run:
         """Identify and embed cells; returns those whose URL other processes are fetching."""
         known, later, claim = self._claim_urls(chunk)
         try:
-            mine = [index for index in chunk if index not in later]
-            tasks = [task for index in mine if (task := self._identify(index, known.get(index))) is not None]
+            tasks = []
+            for index in chunk:
+                if index not in later and not self.stopped:
+                    task = self._identify(index, known.get(index))
+                    tasks += [] if task is None else [task]
             self._embed(tasks, deferred)
         finally:
             if claim.id:
@@ -324,6 +329,7 @@ class Run:
                 digest = _digest(content)
             else:
                 digest, content = self._read(place)
+                self.cache.renew()
         except Exception as error:
             self._give_up_on(index, error)
             return None

@@ -81,11 +81,11 @@ def _few_iterations():
         yield
 
 
-@pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
-@pytest.mark.parametrize("n_jobs", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("backend", "n_jobs"),
+    [("loky", 1), *((backend, n) for backend in ("loky", "threading", "multiprocessing") for n in (2, 4))],
+)
 def test_a_grid_search_costs_one_pass_an_image_and_the_next_none(pipeline, data, counted, backend, n_jobs):
-    if n_jobs == 1 and backend != "loky":
-        pytest.skip("the backend is not used at n_jobs=1")
     for expected in (N, 0):
         with parallel_config(backend=backend):
             GridSearchCV(pipeline, GRID, cv=5, n_jobs=n_jobs, error_score="raise").fit(*data)

@@ -4,6 +4,8 @@ import email.utils
 import hashlib
 import http.server
 import io
+import os
+import signal
 import sys
 import tarfile
 import threading
@@ -155,6 +157,23 @@ def test_a_url_that_has_just_changed_is_not_trusted(server, urls, backbone_file)
     close_all()
     extract(urls[:1], backbone_file)
     assert server.bodies["/0.png"] == 2
+
+
+def test_ctrl_c_does_not_wait_for_a_server(server, urls, backbone_file, monkeypatch):
+    answer = Handler.answer
+
+    def slow(self, body):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(4)
+        answer(self, body)
+
+    monkeypatch.setattr(Handler, "answer", slow)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        extract(urls[:1], backbone_file)
+    assert time.monotonic() - started < 2
+    monkeypatch.setattr(Handler, "answer", answer)
+    assert extract(urls, backbone_file).shape == (6, 8)
 
 
 def test_a_url_equals_its_file(server, urls, backbone_file):
