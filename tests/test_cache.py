@@ -157,8 +157,9 @@ def test_what_is_wanted_twice_while_it_is_computed_is_computed_once(embed, photo
 def test_a_broken_image_leaves_no_claim_behind(embed, photos):
     with pytest.warns(sktransfer.ImageReadWarning, match="1 of|Row 1"):
         embed([photos[0], b"broken", photos[1]], broken_images="nan")
-    with sqlite3.connect(locate_cache() / FILE_NAME) as connection:
-        assert connection.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+    connection = sqlite3.connect(locate_cache() / FILE_NAME)
+    assert connection.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+    connection.close()
 
 
 # -- the key ------------------------------------------------------------------------------------------------------
