@@ -11,7 +11,6 @@ import errno
 import functools
 import json
 import os
-import re
 import secrets
 import shutil
 import sqlite3
@@ -34,6 +33,7 @@ from sktransfer.database import StoreVersionError, is_network_folder
 from sktransfer.exceptions import CacheWarning
 from sktransfer.front import Front
 from sktransfer.places import Places, name_place
+from sktransfer.sizes import format_bytes, parse_bytes
 from sktransfer.store import RESERVE_BYTES, TOUCH_SECONDS, Store
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ CacheDir = str | os.PathLike[str] | Literal["auto"] | None
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 T = TypeVar("T")
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
@@ -423,27 +422,6 @@ def _system_folder() -> str:
 
 def _read_bound(text: str) -> int:
     return parse_bytes(text, SIZE_VARIABLE) if text else DEFAULT_BYTES
-
-
-def parse_bytes(text: str, name: str) -> int:
-    """A number of bytes written as "20GB", "500 MB" or "1e9"."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    try:
-        size = int(float(match[1]) * _UNITS[match[2].upper()]) if match is not None else 0
-    except ValueError:
-        size = 0
-    if size <= 0:
-        raise ValueError(f'{name} must be a size such as "20GB" or "500MB". Got {text!r} instead.')
-    return size
-
-
-def format_bytes(n: float) -> str:
-    """A number of bytes for people: "5.0 GB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
 
 
 def cache_info(cache_dir: CacheDir = "auto") -> CacheInfo:

@@ -90,7 +90,8 @@ CacheFolder = Annotated[
 @cache_app.command()
 def info(cache_dir: CacheFolder = None) -> None:
     """Say how many embeddings are kept, of which backbones, and in how many bytes."""
-    from sktransfer.cache import cache_info, format_bytes, locate_cache
+    from sktransfer.cache import cache_info, locate_cache
+    from sktransfer.sizes import format_bytes
 
     found = cache_info(cache_dir or "auto") if locate_cache(cache_dir or "auto").is_dir() else None
     if found is None or not found.entries:
@@ -111,7 +112,8 @@ def prune(
     cache_dir: CacheFolder = None,
 ) -> None:
     """Remove the embeddings used longest ago, down to the bound or a given size, and give the disk its space back."""
-    from sktransfer.cache import format_bytes, open_cache, parse_bytes
+    from sktransfer.cache import open_cache
+    from sktransfer.sizes import format_bytes, parse_bytes
 
     cache = open_cache(cache_dir or "auto")
     target = parse_bytes(max_size, "--max-size") if max_size is not None else cache.info().max_bytes

@@ -17,9 +17,10 @@ from conftest import encode, photo, save_backbone, small_classifier
 import sktransfer.cache
 import sktransfer.store
 from sktransfer import CacheWarning, PretrainedFeatureExtractor, cache_info, clear_cache, extract, prefetch
-from sktransfer.cache import close_all, format_bytes, locate_cache, open_cache, parse_bytes
+from sktransfer.cache import close_all, locate_cache, open_cache
 from sktransfer.database import FILE_NAME, LAYOUT
 from sktransfer.session import forward_passes
+from sktransfer.sizes import format_bytes, parse_bytes
 
 
 @pytest.fixture
