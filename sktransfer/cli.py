@@ -125,10 +125,12 @@ def prune(
 @cache_app.command()
 def clear(cache_dir: CacheFolder = None) -> None:
     """Remove every embedding."""
-    from sktransfer.cache import clear_cache, locate_cache
+    from sktransfer.cache import cache_info, clear_cache
 
     clear_cache(cache_dir or "auto")
-    typer.echo(f"{locate_cache(cache_dir or 'auto')} is empty.")
+    left = cache_info(cache_dir or "auto")
+    typer.echo(f"{left.entries} embeddings are left in {left.folder}.")
+    raise typer.Exit(1 if left.entries else 0)
 
 
 @cache_app.command()

@@ -193,7 +193,7 @@ def test_the_cache_is_shown_pruned_forgotten_and_cleared(run, photo_files, backb
     assert run("cache", "prune", "--unused-for", "1")[1].startswith("0 embeddings removed; ")
     assert run("cache", "prune", "--max-size", "1B")[1].startswith("4 embeddings removed; ")
     sktransfer.prefetch(photo_files, backbone_file)
-    assert run("cache", "clear")[1].endswith("embeddings is empty.\n")
+    assert run("cache", "clear")[:2] == (0, f"0 embeddings are left in {sktransfer.cache.locate_cache()}.\n")
     assert sktransfer.cache_info().entries == 0
 
 
@@ -203,3 +203,16 @@ def test_sizes_for_prune_are_checked(run):
         1,
         'sktransfer: --max-size must be a size such as "20GB" or "500MB". Got \'lots\' instead.\n',
     )
+
+
+def test_a_cache_that_cannot_be_cleared_is_not_called_empty(run, photo_files, backbone_file, monkeypatch):
+    import os
+
+    import sktransfer
+
+    sktransfer.prefetch(photo_files, backbone_file)
+    sktransfer.cache.close_all()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.warns(sktransfer.CacheWarning, match="cannot be written"):
+        status, out, _ = run("cache", "clear")
+    assert (status, out.split()[0]) == (1, "6")
