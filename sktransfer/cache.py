@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import functools
 import json
 import os
 import secrets
@@ -24,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-import platformdirs
 from blake3 import blake3
 
 from sktransfer.blocks import Block, Space
 from sktransfer.claims import NO_CLAIM, Claim
 from sktransfer.database import StoreVersionError, is_network_folder
 from sktransfer.exceptions import CacheWarning
+from sktransfer.folders import DIRECTORY_VARIABLE, user_folder
 from sktransfer.front import Front
 from sktransfer.places import Places, name_place
 from sktransfer.sizes import format_bytes, parse_bytes
@@ -39,7 +38,6 @@ from sktransfer.store import RESERVE_BYTES, TOUCH_SECONDS, Store
 if TYPE_CHECKING:
     import pandas as pd
 
-DIRECTORY_VARIABLE = "SKTRANSFER_CACHE_DIR"
 SIZE_VARIABLE = "SKTRANSFER_CACHE_SIZE"
 FOLDER_NAME = "sktransfer-embeddings"  # removed as a whole when damaged, so a name that nobody else uses
 DEFAULT_BYTES = 5 * 10**9  # of the file
@@ -409,15 +407,10 @@ def open_cache(cache_dir: CacheDir = "auto") -> EmbeddingCache:
 def locate_cache(cache_dir: CacheDir = "auto") -> Path:
     """The folder of the embeddings for a value of `cache_dir`."""
     if cache_dir == "auto":
-        cache_dir = os.environ.get(DIRECTORY_VARIABLE) or _system_folder()
+        cache_dir = user_folder()
     if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
         raise ValueError(f'cache_dir must be "auto", a path or None. Got {cache_dir!r} instead.')
     return Path(os.path.abspath(os.path.expanduser(cache_dir))) / FOLDER_NAME
-
-
-@functools.cache
-def _system_folder() -> str:
-    return platformdirs.user_cache_dir("sktransfer", appauthor=False)
 
 
 def _read_bound(text: str) -> int:

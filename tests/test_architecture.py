@@ -8,7 +8,7 @@ import sktransfer
 PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
-    0: {"blocks", "database", "digests", "exceptions", "liveness", "sizes"},
+    0: {"blocks", "database", "digests", "exceptions", "folders", "liveness", "sizes"},
     1: {"_optional", "claims", "front", "images", "preprocessing", "references"},
     2: {"locations", "network", "store"},
     3: {"places"},
