@@ -13,8 +13,9 @@ from sktransfer.backbones import Backbone, find_backbone, resolve_preprocessing
 from sktransfer.cache import CacheDir, open_cache
 from sktransfer.embedding import Embeddings, ExtractionOptions, ExtractionPlan, Policy, Run
 from sktransfer.exceptions import ImageFailure, ImageReadError, ImageReadWarning
-from sktransfer.graph import POOLINGS, plan_graph
+from sktransfer.graph import Layer, plan_graph
 from sktransfer.images import describe_reference, is_missing
+from sktransfer.layers import POOLINGS
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.references import (
     References,
@@ -33,20 +34,29 @@ _FILL = {"nan": np.nan, "zero": 0.0}
 
 def plan_extraction(
     backbone: str | os.PathLike[str] | Backbone,
-    layer: str | None = None,
+    layer: Layer = None,
     pooling: str | None = None,
     preprocessing: str | Preprocessing | None = None,
     device: Any = "auto",
     precision: str = "float32",
     cache_dir: CacheDir = "auto",
+    *,
+    progress: bool = False,
 ) -> ExtractionPlan:
-    """Resolve names and files to an ExtractionPlan; no image is read and nothing is run."""
+    """Resolve names and files to an ExtractionPlan; no image is read and nothing is run.
+
+    A backbone that is not on this machine is fetched, with a progress bar if `progress` is true.
+    """
     if pooling is not None and pooling not in POOLINGS:
         raise ValueError(f"pooling must be None or one of {', '.join(map(repr, POOLINGS))}. Got {pooling!r} instead.")
+    if layer is not None and not isinstance(layer, str):
+        layer = list(layer) if isinstance(layer, Sequence) else layer
+        if not isinstance(layer, list) or not layer or not all(isinstance(name, str) for name in layer):
+            raise ValueError(f"layer must be None, a name or a list of names. Got {layer!r} instead.")
     if precision not in ("float32", "float16"):
         raise ValueError(f'precision must be "float32" or "float16". Got {precision!r} instead.')
     cache = open_cache(cache_dir)
-    loaded = find_backbone(backbone, cache)
+    loaded = find_backbone(backbone, cache, progress=progress)
     resolved_device = resolve_device(device)
     if precision == "float16" and resolved_device.is_cpu:
         raise ValueError('precision="float16" needs a GPU. Got the CPU instead; use "float32".')
@@ -78,7 +88,7 @@ def extract(
     images: Any,
     backbone: str | os.PathLike[str] | Backbone = "default",
     *,
-    layer: str | None = None,
+    layer: Layer = None,
     pooling: str | None = None,
     preprocessing: str | Preprocessing | None = None,
     device: Any = "auto",
@@ -136,7 +146,9 @@ def extract(
         n_jobs=n_jobs,
         verbose=verbose,
     )
-    plan = plan_extraction(backbone, layer, pooling, preprocessing, device, precision, cache_dir)
+    plan = plan_extraction(
+        backbone, layer, pooling, preprocessing, device, precision, cache_dir, progress=bool(verbose)
+    )
     embeddings, failures = extract_references(read_references(images, image_shape), plan, options)
     return (embeddings, _report(failures)) if return_report else embeddings
 

@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sktransfer.cache import NO_CACHE, EmbeddingCache
-from sktransfer.network import Network, load_model, node_inputs
+from sktransfer.layers import Cut, resolve_layer
+from sktransfer.network import Network, load_model
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.safety import node_inputs
 
 if TYPE_CHECKING:
     import onnx
 
 GRAPH_VERSION = 1  # raise it when the surgery changes what is computed: every embedding gets a new key
-PLAN_VERSION = 1  # raise it when another layer or size is found: plans are made again, embeddings stay
+PLAN_VERSION = 2  # raise it when another layer or size is found: plans are made again, embeddings stay
 INPUT_NAME = "sktransfer_pixels"
 OUTPUT_NAME = "sktransfer_embedding"
-POOLINGS = ("avg", "max", "gem", "flatten")
 
+_CHANNELS_FIRST = {"nhwc": [0, 3, 1, 2], "tokens": [0, 2, 1]}
+
+Layer = str | Sequence[str] | None
 Step = tuple[str, list[str], dict[str, Any]]  # operator, inputs beside the tensor itself, attributes
 
 
@@ -37,26 +42,35 @@ class EmbeddingGraph:
     ----------
     path : Path
         File of the backbone.
-    layer : str
-        Tensor at which the backbone is cut.
-    pooling : str or None
-        What is done to that tensor: "avg", "max", "gem", "flatten", or None where it is a vector already.
-    n_features : int
-        Length of the embedding.
-    frozen_batch : bool
-        Whether the graph takes one image a run only.
+    cuts : tuple of Cut
+        Where the backbone is cut, and how what is found there becomes a vector; several are concatenated.
+    batching : {"dynamic", "thawed", "frozen"}
+        How the graph takes a batch; see `Network.find_batching`.
     digest : str
         SHA-256 of everything the embedding depends on.
     """
 
     path: Path
     preprocessing: Preprocessing
-    layer: str
-    pooling: str | None
+    cuts: tuple[Cut, ...]
     precision: str
-    n_features: int
-    frozen_batch: bool
+    batching: str
     digest: str
+
+    @property
+    def layer(self) -> str:
+        """The tensors at which the backbone is cut."""
+        return " + ".join(cut.tensor for cut in self.cuts)
+
+    @property
+    def n_features(self) -> int:
+        """Length of the embedding."""
+        return sum(cut.n_features for cut in self.cuts)
+
+    @property
+    def frozen_batch(self) -> bool:
+        """Whether the graph takes one image a run only."""
+        return self.batching == "frozen"
 
     def build_model(self) -> onnx.ModelProto:
         """The ONNX model, weights included."""
@@ -67,7 +81,7 @@ def plan_graph(
     path: Path,
     backbone_digest: str,
     preprocessing: Preprocessing,
-    layer: str | None = None,
+    layer: Layer = None,
     pooling: str | None = None,
     precision: str = "float32",
     cache: EmbeddingCache = NO_CACHE,
@@ -81,42 +95,51 @@ def plan_graph(
     BackboneError
         If the file is not an ONNX image network, or `layer` or `pooling` do not fit it.
     """
+    layers = [layer] if layer is None or isinstance(layer, str) else list(layer)
 
     def decide() -> dict[str, Any]:
-        network = Network(load_model(path), path, preprocessing)
-        tensor, own_pooling = network.resolve_layer(layer)
-        if pooling is not None:
-            tensor, own_pooling = network.find_last_map(tensor), pooling
+        network = Network(load_model(path, weights=False), path, preprocessing)
+        cuts = [resolve_layer(network, name, pooling) for name in layers]
         arithmetic = f"{preprocessing.arithmetic}{network.layout}"
-        identity = json.dumps([GRAPH_VERSION, backbone_digest, tensor, own_pooling, arithmetic, precision])
+        places = [_identify(cut) for cut in cuts]
+        places = places[0] if len(places) == 1 else places
+        identity = json.dumps([GRAPH_VERSION, backbone_digest, *places, arithmetic, precision])
         return {
-            "layer": tensor,
-            "pooling": own_pooling,
-            "n_features": network.count_features(tensor, own_pooling),
-            "frozen_batch": network.is_batch_frozen(tensor),
+            "cuts": [asdict(cut) for cut in cuts],
+            "batching": network.find_batching([cut.tensor for cut in cuts]),
             "digest": hashlib.sha256(identity.encode()).hexdigest(),
         }
 
     question = [PLAN_VERSION, GRAPH_VERSION, backbone_digest, preprocessing, layer, pooling, precision]
     plan = cache.recall("graph", question, decide)
-    return EmbeddingGraph(path=path, preprocessing=preprocessing, precision=precision, **plan)
+    cuts = tuple(Cut(**cut) for cut in plan["cuts"])
+    return EmbeddingGraph(path, preprocessing, cuts, precision, plan["batching"], plan["digest"])
+
+
+def _identify(cut: Cut) -> list[Any]:
+    """What the digest covers of a cut."""
+    plain = cut.kind in ("vector", "map") and not cut.dequantized
+    return [cut.tensor, cut.pooling, *([] if plain else [cut.kind, cut.n_prefix, cut.dequantized])]
 
 
 def build_embedding_model(network: Network, graph: EmbeddingGraph) -> onnx.ModelProto:
     """The ONNX model of `graph`: see the module's first lines."""
     import onnx
 
-    elem_type = network.values[graph.layer].type.tensor_type.elem_type
-    model = _cut(network, graph.layer, elem_type, graph.frozen_batch)
+    model = _cut(network, graph)
     if graph.precision == "float16":
         model = _convert_to_float16(model)
-    before, before_weights = _arithmetic_steps(network)
-    after, after_weights = _pooling_steps(graph.pooling, elem_type, network.opset)
-    nodes = [
-        *_make_chain(before, INPUT_NAME, network.image_input.name, "sktransfer_prefix"),
-        *model.graph.node,
-        *_make_chain(after, graph.layer, OUTPUT_NAME, "sktransfer_suffix"),
-    ]
+    before, weights = _arithmetic_steps(network)
+    nodes = [*_make_chain(before, INPUT_NAME, network.image_input.name, "sktransfer_prefix"), *model.graph.node]
+    vectors = [f"sktransfer_vector{index}" for index in range(len(graph.cuts))]
+    for vector, cut in zip(vectors, graph.cuts, strict=True):
+        after, more = _pooling_steps(cut, network, vector)
+        weights += more
+        nodes += _make_chain(after, cut.tensor, vector, f"{vector}_suffix")
+    if len(vectors) == 1:
+        nodes[-1].output[0] = OUTPUT_NAME
+    else:
+        nodes.append(onnx.helper.make_node("Concat", vectors, [OUTPUT_NAME], name="sktransfer_concat", axis=1))
     batch, info = 1 if graph.frozen_batch else "n", onnx.helper.make_tensor_value_info
     height, width = network.preprocessing.crop
     embedding_graph = onnx.helper.make_graph(
@@ -124,29 +147,34 @@ def build_embedding_model(network: Network, graph: EmbeddingGraph) -> onnx.Model
         "embedding",
         [info(INPUT_NAME, onnx.TensorProto.UINT8, [batch, height, width, 3])],
         [info(OUTPUT_NAME, onnx.TensorProto.FLOAT, ["n", graph.n_features])],
-        [*model.graph.initializer, *before_weights, *after_weights],
+        [*model.graph.initializer, *weights],
         sparse_initializer=model.graph.sparse_initializer,
     )
     model.graph.CopyFrom(embedding_graph)
     return model
 
 
-def _cut(network: Network, tensor: str, elem_type: int, frozen_batch: bool) -> onnx.ModelProto:
-    """The backbone from its own input to `tensor`, without what comes behind."""
+def _cut(network: Network, graph: EmbeddingGraph) -> onnx.ModelProto:
+    """The backbone from its own input to the tensors of the cuts, without what comes behind."""
     import onnx
 
-    source, nodes = network.model.graph, network.ancestors(tensor)
-    used = {name for node in nodes for name in node_inputs(node)} | {tensor}
-    graph = onnx.helper.make_graph(
+    source = network.model.graph
+    tensors = [cut.tensor for cut in graph.cuts]
+    ends = {*tensors, *(name for cut in graph.cuts for name in cut.dequantized or () if name)}
+    nodes, shapes = network.ancestors(ends), list[onnx.TensorProto]()
+    if graph.batching == "thawed":
+        nodes, shapes = network.thaw(nodes)
+    used = {name for node in nodes for name in node_inputs(node)} | ends
+    cut_graph = onnx.helper.make_graph(
         nodes,
         "backbone",
-        [network.make_input_info(1 if frozen_batch else "n")],
-        [onnx.helper.make_tensor_value_info(tensor, elem_type, None)],
-        [weight for weight in source.initializer if weight.name in used],
+        [network.make_input_info(1 if graph.frozen_batch else "n")],
+        [onnx.helper.make_tensor_value_info(name, network.elem_type(name), None) for name in dict.fromkeys(tensors)],
+        [*(weight for weight in source.initializer if weight.name in used), *shapes],
         sparse_initializer=source.sparse_initializer,
     )
     return onnx.helper.make_model(
-        graph,
+        cut_graph,
         opset_imports=network.model.opset_import,
         ir_version=max(network.model.ir_version, 4),  # 4: initializers need not be inputs
         functions=network.model.functions,
@@ -178,25 +206,41 @@ def _arithmetic_steps(network: Network) -> tuple[list[Step], list[onnx.TensorPro
     return steps, weights
 
 
-def _pooling_steps(pooling: str | None, elem_type: int, opset: int) -> tuple[list[Step], list[onnx.TensorProto]]:
-    """Float32, pooling and (n, d)."""
+def _pooling_steps(cut: Cut, network: Network, prefix: str) -> tuple[list[Step], list[onnx.TensorProto]]:
+    """Float32, channels first, pooling and (n, d)."""
     import onnx
 
     steps, weights = list[Step](), list[onnx.TensorProto]()
-    if elem_type != onnx.TensorProto.FLOAT:
+
+    def constant(name: str, values: Any) -> str:
+        weights.append(onnx.numpy_helper.from_array(np.asarray(values), f"{prefix}_{name}"))
+        return f"{prefix}_{name}"
+
+    if cut.dequantized:
+        steps.append(("DequantizeLinear", [name for name in cut.dequantized if name], {}))
+    elif network.elem_type(cut.tensor) != onnx.TensorProto.FLOAT:
         steps.append(("Cast", [], {"to": onnx.TensorProto.FLOAT}))
-    if pooling == "gem":  # Radenović et al. 2018, arXiv:1711.02512, equation 3, with p = 3
-        for name, value in (("floor", 1e-6), ("power", 3.0), ("root", 1 / 3)):
-            array = np.array(value, dtype=np.float32)
-            weights.append(onnx.numpy_helper.from_array(array, f"sktransfer_gem_{name}"))
-        steps.append(("Clip", [], {"min": 1e-6}) if opset < 11 else ("Clip", ["sktransfer_gem_floor"], {}))
-        steps.append(("Pow", ["sktransfer_gem_power"], {}))
-        steps.append(("GlobalAveragePool", [], {}))
-        steps.append(("Pow", ["sktransfer_gem_root"], {}))
-    elif pooling in ("avg", "max"):
-        steps.append(("GlobalAveragePool" if pooling == "avg" else "GlobalMaxPool", [], {}))
-    steps.append(("Identity", [], {}) if pooling is None else ("Flatten", [], {"axis": 1}))
+    if cut.pooling == "cls":
+        steps.append(("Gather", [constant("first", 0)], {"axis": 1}))
+    elif cut.pooling in ("avg", "max", "gem"):
+        if cut.n_prefix:
+            patches = np.arange(cut.n_prefix, network.shape(cut.tensor)[1] or 0)
+            steps.append(("Gather", [constant("patches", patches)], {"axis": 1}))
+        if cut.kind in _CHANNELS_FIRST:
+            steps.append(("Transpose", [], {"perm": _CHANNELS_FIRST[cut.kind]}))
+        steps += _pool(cut.pooling, network.opset, constant)
+    vector = cut.kind == "vector" or cut.pooling == "cls"
+    steps.append(("Identity", [], {}) if vector else ("Flatten", [], {"axis": 1}))
     return steps, weights
+
+
+def _pool(pooling: str, opset: int, constant: Callable[[str, Any], str]) -> list[Step]:
+    if pooling != "gem":
+        return [("GlobalAveragePool" if pooling == "avg" else "GlobalMaxPool", [], {})]
+    floor: Step = ("Clip", [], {"min": 1e-6}) if opset < 11 else ("Clip", [constant("floor", np.float32(1e-6))], {})
+    power, root = constant("power", np.float32(3)), constant("root", np.float32(1 / 3))
+    # Radenović et al. 2018, arXiv:1711.02512, equation 3, with p = 3
+    return [floor, ("Pow", [power], {}), ("GlobalAveragePool", [], {}), ("Pow", [root], {})]
 
 
 def _make_chain(steps: list[Step], source: str, target: str, name: str) -> list[onnx.NodeProto]:

@@ -1,48 +1,74 @@
-"""What an ONNX backbone says of itself: its input, its shapes, and where its embedding is."""
+"""A parsed ONNX backbone: its input, its tensors, and how many images it takes a run."""
 
 from __future__ import annotations
 
-import difflib
 import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sktransfer.exceptions import BackboneError
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.safety import (
+    MAX_FILE_BYTES,
+    MAX_TENSOR_BYTES,
+    check_model,
+    copy_node,
+    find_external_data,
+    node_inputs,
+)
+from sktransfer.shapes import Shape, dimensions, infer_values
 
 if TYPE_CHECKING:
     import onnx
 
 MIN_OPSET = 7  # numpy-style broadcasting, which the arithmetic needs
+METADATA_PREFIX = "sktransfer."  # entries of metadata_props: also .source and .license
+METADATA_KEY = "sktransfer.preprocessing"  # JSON of Preprocessing.to_dict()
 
-Shape = tuple[int | None, ...]
-
-_TRANSPARENT = frozenset({"Dropout", "Identity", "Cast"})
-_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze"})
-_GLOBAL_POOLS = {"GlobalAveragePool": "avg", "GlobalMaxPool": "max", "AveragePool": "avg", "ReduceMean": "avg"}
-_FEATURE_WORDS = ("feature", "embed", "pooler_output", "representation")
-_LOGIT_WORDS = ("logit", "prob", "softmax", "class", "score", "pred")
-_IMAGENET_CLASSES = (1000, 1001)
-_SMALL = 4096  # elements; larger constants cannot be shapes and are left out of shape inference
+_SHAPE_ONLY = frozenset({"Shape", "Size"})  # what they yield depends on the size of the image, never on its pixels
 
 
 def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
-    """Parse an ONNX file; external data are read too unless `weights` is false."""
+    """Parse an ONNX file and refuse a harmful one; external data are read too unless `weights` is false.
+
+    Raises
+    ------
+    BackboneError
+        If the file is not ONNX, is damaged, or does what `safety` forbids.
+    """
     import onnx
+    import onnx.inliner
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path, load_external_data=weights)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BackboneError(f"{path} is no ONNX file: none is larger than 2 GB; weights beyond lie beside it.")
+        model = onnx.load(path, load_external_data=False)
+        if not model.graph.node or not model.opset_import:
+            raise BackboneError(f"{path} is not an ONNX file: it holds no graph.")
+        check_model(model, path)
+        external = find_external_data(model, path)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        if weights and external:
+            onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except DecodeError as error:
         raise BackboneError(f"{path} is not an ONNX file: {error}.") from error
     except (OSError, onnx.checker.ValidationError) as error:
         raise BackboneError(f"{path} could not be read: {error}") from error
-    if not model.graph.node or not model.opset_import:
-        raise BackboneError(f"{path} is not an ONNX file: it holds no graph.")
     return model
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What the file says of itself: our entries among its metadata, and the names of the files of its weights."""
+    model = load_model(path, weights=False)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    own = {key: text for key, text in metadata.items() if key.startswith(METADATA_PREFIX)}
+    return {"metadata": own, "external_data": find_external_data(model, path)}
 
 
 def read_input_size(path: Path) -> tuple[int, int]:
@@ -55,7 +81,7 @@ def read_input_size(path: Path) -> tuple[int, int]:
     """
     graph = load_model(path, weights=False).graph
     weights = {tensor.name for tensor in graph.initializer}
-    shape: Shape = next((_dimensions(value) for value in graph.input if value.name not in weights), ())
+    shape: Shape = next((dimensions(value) for value in graph.input if value.name not in weights), ())
     height, width = (shape[1:3] if shape[3:] == (3,) else shape[2:]) if len(shape) == 4 else (None, None)
     if height is None or width is None:
         raise BackboneError(f"{path} does not state the size of its images; pass Preprocessing(crop=...) instead.")
@@ -109,7 +135,7 @@ class Network:
     @functools.cached_property
     def input_shape(self) -> Shape:
         """Shape that the file states for its input, None where it is dynamic."""
-        return _dimensions(self.image_input)
+        return dimensions(self.image_input)
 
     @functools.cached_property
     def layout(self) -> str:
@@ -120,6 +146,11 @@ class Network:
             return "NCHW"
         if self.input_shape[3] == 3:
             return "NHWC"
+        for node in self.model.graph.node:  # the first that moves or mixes the channels knows where they are
+            if node.op_type == "Conv" and self.input_shape[1] is None:
+                return "NCHW"
+            if node.op_type == "Transpose" and self.image_input.name in node.input:
+                return "NHWC" if list(node.attribute[0].ints) == [0, 3, 1, 2] else "NCHW"
         raise BackboneError(
             f"{self.path} must take images of 3 channels. Its input has the shape {self.input_shape}; "
             'say where the channels are with Preprocessing(layout="NCHW") or "NHWC" if they are dynamic.'
@@ -138,45 +169,47 @@ class Network:
 
     @functools.cached_property
     def constants(self) -> set[str]:
-        """Names of the tensors that do not depend on the image."""
+        """Names of the tensors that do not depend on the pixels."""
         found = {tensor.name for tensor in self.model.graph.initializer} | {""}
+        found |= {tensor.values.name for tensor in self.model.graph.sparse_initializer}
         for node in self.model.graph.node:
-            if all(name in found for name in node_inputs(node)):
+            if node.op_type in _SHAPE_ONLY or all(name in found for name in node_inputs(node)):
                 found.update(node.output)
         return found
 
     @functools.cached_property
     def values(self) -> dict[str, onnx.ValueInfoProto]:
         """Types and shapes of all tensors, for one image."""
-        return self._infer_shapes(batch=1)
+        values = self._infer(self.model.graph.node, self._own_batch)
+        for name, value in values.items():
+            size = np.prod([float(size or 1) for size in dimensions(value)]) * 4
+            if size > MAX_TENSOR_BYTES * (self._own_batch if name not in self.constants else 1):
+                raise BackboneError(f"The tensor {name!r} of {self.path} would take {size:.0f} bytes for one image.")
+        return values
+
+    @property
+    def _own_batch(self) -> int:
+        return self.input_shape[0] or 1
 
     def shape(self, tensor: str) -> Shape:
         """Shape of `tensor` for one image; empty where it cannot be inferred."""
-        return _dimensions(self.values[tensor]) if tensor in self.values else ()
+        shape = dimensions(self.values[tensor]) if tensor in self.values else ()
+        return (1, *shape[1:]) if shape and shape[0] == self._own_batch and tensor not in self.constants else shape
 
-    def _infer_shapes(self, batch: int) -> dict[str, onnx.ValueInfoProto]:
-        """Shape inference on a copy without the large weights, whose types alone matter."""
+    def elem_type(self, tensor: str) -> int:
+        """ONNX's number of the type of a tensor's values; float32 where it cannot be inferred."""
+        found = self.values[tensor].type.tensor_type.elem_type if tensor in self.values else 0
+        return int(found) or 1
+
+    def _infer(
+        self, nodes: Sequence[onnx.NodeProto], batch: int, constants: Sequence[onnx.TensorProto] = ()
+    ) -> dict[str, onnx.ValueInfoProto]:
         import onnx
 
-        source = self.model.graph
-        light = onnx.ModelProto(ir_version=max(self.model.ir_version, 4))
-        light.opset_import.extend(self.model.opset_import)
-        light.functions.extend(self.model.functions)
-        light.graph.name = "light"
-        light.graph.node.extend(source.node)
-        light.graph.input.add().CopyFrom(self.make_input_info(batch))
-        for tensor in source.initializer:
-            if math.prod(tensor.dims) <= _SMALL:
-                light.graph.initializer.add().CopyFrom(tensor)
-            else:
-                light.graph.input.append(
-                    onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-                )
         try:
-            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+            return infer_values(self.model, self.make_input_info(batch), nodes, constants)
         except onnx.shape_inference.InferenceError as error:
             raise BackboneError(f"The shapes in {self.path} do not fit together: {error}") from error
-        return {value.name: value for value in (*inferred.input, *inferred.value_info)}
 
     def make_input_info(self, batch: int | str) -> onnx.ValueInfoProto:
         """The declaration of the image input for a batch of this size."""
@@ -187,164 +220,79 @@ class Network:
         tensor_type = self.image_input.type.tensor_type
         return onnx.helper.make_tensor_value_info(self.image_input.name, tensor_type.elem_type, shape)
 
-    # Where to cut
-
-    def resolve_layer(self, layer: str | None) -> tuple[str, str | None]:
-        """The tensor that `layer` means, and the pooling that makes it a vector."""
-        if layer is None or layer == "penultimate":
-            tensor, pooling = self._find_penultimate()
-        elif layer == "last_map":
-            tensor, pooling = self.find_last_map(self._find_penultimate()[0]), "avg"
-        elif layer == "logits":
-            tensor, pooling = self._skip_back(self.model.graph.output[0].name, {"Softmax", "LogSoftmax"}), None
-        elif layer in self.producers and layer not in self.constants:
-            tensor, pooling = layer, None
-        else:
-            raise BackboneError(self._describe_unknown_layer(layer))
-        flattened = len(self.shape(tensor)) <= 2
-        tensor = self._skip_reshapes(tensor)
-        return tensor, self._own_pooling(tensor, pooling, flattened=flattened)
-
-    def _describe_unknown_layer(self, layer: str) -> str:
-        names = [name for name in self.producers if name not in self.constants]
-        near = difflib.get_close_matches(layer, names, n=3, cutoff=0)
-        return (
-            f'layer must be "penultimate", "last_map", "logits" or a tensor of {self.path}. Got {layer!r} instead; '
-            f"the nearest names are {', '.join(map(repr, near))}."
-        )
-
-    def _own_pooling(self, tensor: str, pooling: str | None, *, flattened: bool) -> str | None:
-        shape = self.shape(tensor)
-        if len(shape) == 2:
-            return None
-        if len(shape) != 4:
-            raise BackboneError(
-                f"Layer {tensor!r} of {self.path} must have the shape (n, d) or (n, channels, height, width). "
-                f"Got {shape} instead; name another one with layer=."
-            )
-        if shape[2:] == (1, 1):
-            return "flatten"
-        return pooling or ("flatten" if flattened else "avg")
-
-    def _find_penultimate(self) -> tuple[str, str | None]:
-        """The input of the classifier, walking back from the output; the output itself where there is none."""
-        outputs = [value.name for value in self.model.graph.output]
-        for name in outputs:
-            if any(word in name.lower() for word in _FEATURE_WORDS):
-                return name, None
-        return self._find_head_input(outputs[0]) or (outputs[0], None)
-
-    def _find_head_input(self, output: str) -> tuple[str, str | None] | None:
-        """Walk back over Softmax, Relu, Dropout, reshapes and pooling to one linear layer, and give its input."""
-        passed: set[str] = set()
-        tensor, pooling = output, None
-        while (node := self.producers.get(tensor)) is not None:
-            if node.op_type in ("Gemm", "MatMul"):
-                linear = "Relu" not in passed or "Softmax" in passed
-                return (self._data_input(node), None) if linear and self._has_constant_input(node) else None
-            if node.op_type == "Conv":
-                is_head = self._is_convolutional_head(node, output, passed, pooling)
-                return (node.input[0], pooling) if is_head else None
-            if node.op_type in _GLOBAL_POOLS:
-                pooling = _GLOBAL_POOLS[node.op_type]
-            elif node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
-                passed.add("Softmax")
-            elif node.op_type == "Relu":
-                passed.add("Relu")
-            elif not (
-                node.op_type in _TRANSPARENT | _RESHAPES or (node.op_type == "Add" and self._has_constant_input(node))
-            ):
-                return None
-            tensor = self._data_input(node)
-        return None
-
-    def _is_convolutional_head(self, node: onnx.NodeProto, output: str, passed: set[str], pooling: str | None) -> bool:
-        """A convolution is a classifier when it is linear on a 1x1 map, or SqueezeNet's: before ReLU and pooling.
-
-        The last form is also that of some headless networks, so it takes a Softmax behind it, an output named after
-        classes, or ImageNet's number of classes.
-        """
-        shape = self.shape(node.output[0])
-        if pooling is None:
-            return "Relu" not in passed and shape[2:] == (1, 1)
-        named = any(word in output.lower() for word in _LOGIT_WORDS)
-        kernel = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), [1, 1])
-        return kernel == [1, 1] and ("Softmax" in passed or named or shape[1:2] in [(n,) for n in _IMAGENET_CLASSES])
-
-    def _data_input(self, node: onnx.NodeProto) -> str:
-        return str(next((name for name in node.input if name not in self.constants), node.input[0]))
-
-    def _has_constant_input(self, node: onnx.NodeProto) -> bool:
-        return any(name in self.constants for name in node.input[:2])
-
-    def _skip_back(self, tensor: str, op_types: set[str]) -> str:
-        while (node := self.producers.get(tensor)) is not None and node.op_type in op_types:
-            tensor = self._data_input(node)
-        return tensor
-
-    def _skip_reshapes(self, tensor: str) -> str:
-        """Walk back over what only flattens: a Reshape often freezes the batch size."""
-        while (node := self.producers.get(tensor)) is not None:
-            source = self._data_input(node)
-            flattens = node.op_type in _RESHAPES and len(self.shape(tensor)) <= 2 and len(self.shape(source)) in (2, 4)
-            if source == self.image_input.name or not (flattens or node.op_type in _TRANSPARENT):
-                break
-            tensor = source
-        return tensor
-
-    def find_last_map(self, tensor: str) -> str:
-        """The last tensor (n, channels, height, width) with more than one pixel, at or before `tensor`."""
-        start = tensor
-        while (node := self.producers.get(tensor)) is not None:
-            shape = self.shape(tensor)
-            to_nhwc = node.op_type == "Transpose" and [list(a.ints) for a in node.attribute] == [[0, 2, 3, 1]]
-            if len(shape) == 4 and shape[2:] != (1, 1) and not to_nhwc:
-                return tensor
-            tensor = self._data_input(node)
-        raise BackboneError(
-            f"pooling needs a map (n, channels, height, width), and {self.path} has none at or before {start!r}; "
-            "use pooling=None."
-        )
-
-    def count_features(self, tensor: str, pooling: str | None) -> int:
-        """Length of the embedding."""
-        shape = self.shape(tensor)
-        sizes = shape[1:2] if pooling in ("avg", "max", "gem") else shape[1:]
-        if None in sizes or not sizes:
-            raise BackboneError(f"The size of layer {tensor!r} of {self.path} is not fixed by its graph: {shape}.")
-        return math.prod(size for size in sizes if size is not None)
-
-    def is_batch_frozen(self, tensor: str) -> bool:
-        """Whether the graph up to `tensor` takes one image a run only."""
-        declared = self.input_shape[0]
-        value = self._infer_shapes(batch=2).get(tensor)
-        size = _dimensions(value)[0] if value is not None and _dimensions(value) else None
-        frozen = size != 2 if size is not None else declared is not None
-        if frozen and declared not in (None, 1):
-            raise BackboneError(f"{self.path} is frozen at {declared} images a run. Export it with a dynamic batch.")
-        return frozen
-
-    def ancestors(self, tensor: str) -> list[onnx.NodeProto]:
-        """The nodes that `tensor` depends on, in the order of the graph."""
-        needed, kept = {tensor}, []
+    def ancestors(self, tensors: Iterable[str]) -> list[onnx.NodeProto]:
+        """The nodes that `tensors` depend on, in the order of the graph."""
+        needed, kept = set(tensors), []
         for node in reversed(self.model.graph.node):
             if needed & set(node.output):
                 kept.append(node)
                 needed.update(node_inputs(node))
         return kept[::-1]
 
+    # How many images a run
 
-def _dimensions(value: onnx.ValueInfoProto) -> Shape:
-    dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    def find_batching(self, tensors: Sequence[str]) -> str:
+        """How the graph up to `tensors` takes a batch.
 
+        Returns
+        -------
+        str
+            "dynamic": of any size; "thawed": of any size once `thaw` has freed the shapes that hold a number of images;
+            "frozen": one image a run, also where a scale is taken from all images of a run together.
+        """
+        nodes = self.ancestors(tensors)
+        if any(node.op_type.startswith("DynamicQuantize") for node in nodes) and self.input_shape[0] in (None, 1):
+            return "frozen"
+        used = {name for node in nodes for name in node_inputs(node)} | set(tensors)
+        on_the_way = [name for node in nodes for name in node.output if name in used - self.constants]
+        if self._takes_batches(nodes, (), tensors if self.input_shape[0] is None else on_the_way):
+            return "dynamic"
+        if self._takes_batches(*self.thaw(nodes), on_the_way):
+            return "thawed"
+        if self.input_shape[0] not in (None, 1):
+            raise BackboneError(
+                f"{self.path} is frozen at {self.input_shape[0]} images a run. Export it with a dynamic batch."
+            )
+        return "frozen"
 
-def node_inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """Inputs of a node, those that its subgraphs take from outside included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            inner = {name for child in graph.node for name in child.output}
-            inner |= {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-            for child in graph.node:
-                yield from (name for name in node_inputs(child) if name not in inner)
+    def _takes_batches(
+        self, nodes: Sequence[onnx.NodeProto], shapes: Sequence[onnx.TensorProto], tensors: Sequence[str]
+    ) -> bool:
+        """Whether twice the images make `tensors` twice as long, and no different in other ways."""
+        try:
+            once, twice = self.values, self._infer(nodes, 2 * self._own_batch, shapes)
+        except BackboneError:
+            return False
+        for name in tensors:
+            before = dimensions(once[name]) if name in once else ()
+            after = dimensions(twice[name]) if name in twice else ()
+            if not before or None in after or after != (2 * (before[0] or 0), *before[1:]):
+                return False
+        return True
+
+    def thaw(self, nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """Copies of the nodes whose Reshapes keep the number of images instead of stating it, and their new shapes."""
+        import onnx
+
+        free, shapes = list[onnx.NodeProto](), list[onnx.TensorProto]()
+        for node in nodes:
+            target = self._read_constant(node.input[1]) if node.op_type == "Reshape" and len(node.input) > 1 else None
+            frozen = target is not None and target.size > 1 and target[0] == self._own_batch and 0 not in target
+            if frozen and target is not None and node.input[0] not in self.constants:
+                name = f"sktransfer_thawed{len(shapes)}"
+                shapes.append(onnx.numpy_helper.from_array(np.array([0, *target[1:]], dtype=np.int64), name))
+                node = copy_node(node)  # noqa: PLW2901
+                node.input[1] = name
+                del node.attribute[:]  # allowzero, under which 0 would mean no image
+            free.append(node)
+        return free, shapes
+
+    def _read_constant(self, tensor: str) -> np.ndarray[Any, Any] | None:
+        """The value of an initializer or a Constant node."""
+        import onnx
+
+        found = next((entry for entry in self.model.graph.initializer if entry.name == tensor), None)
+        node = self.producers.get(tensor)
+        if found is None and node is not None and node.op_type == "Constant":
+            found = next((entry.t for entry in node.attribute if entry.name == "value"), None)
+        return None if found is None or found.external_data else onnx.numpy_helper.to_array(found)

@@ -60,7 +60,7 @@ def test_the_default_embedding_is_the_features_output(assets, clothing, name):
 def test_the_float16_export_with_a_frozen_batch_gives_its_last_map(assets, clothing):
     folder = assets / "models" / "squeezenet1.1_winml_fp16"
     graph = plan_extraction(folder).graph
-    assert (graph.n_features, graph.pooling, graph.frozen_batch) == (512, "avg", False)
+    assert (graph.n_features, graph.cuts[0].pooling, graph.frozen_batch) == (512, "avg", False)
     photos = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in clothing[0][:3]]
     pixels = np.stack([graph.preprocessing.resize_and_crop(image) for image in photos])
     maps = activations_by_hand(onnx.load(folder / "model.onnx"), "fire9/concat_1", graph.preprocessing,

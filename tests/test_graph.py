@@ -133,15 +133,24 @@ def test_a_frozen_reshape_behind_the_cut_does_not_freeze_the_batch(tmp_path):
     assert_same(embed(tmp_path, model), by_hand(model, "pool"))
 
 
-def test_a_frozen_reshape_in_the_middle_is_run_one_by_one(tmp_path):
+def test_a_frozen_reshape_in_the_middle_is_freed(tmp_path):
     model = frozen_classifier(middle=True)
+    assert plan(tmp_path, model).batching == "thawed"
+    assert_same(embed(tmp_path, model), by_hand(model, "pool"))
+
+
+def test_what_cannot_be_freed_is_run_one_by_one(tmp_path):
+    b = Builder()
+    x = b.node("Relu", b.conv("input", 3, 8, stride=2))
+    x = b.node("Concat", x, b.weight(1, 8, 16, 16), axis=1)  # for one image only
+    model = b.model([b.gemm(b.node("Flatten", b.node("GlobalAveragePool", x), output="pool"), 16, 5)], (1, 3, 32, 32))
     assert plan(tmp_path, model).frozen_batch
     assert_same(embed(tmp_path, model), by_hand(model, "pool"))
 
 
-def test_a_batch_frozen_at_two_is_refused(tmp_path):
+def test_a_batch_frozen_at_four_is_refused(tmp_path):
     b = Builder()
-    x = b.node("Reshape", b.conv("input", 3, 8, stride=2), b.constant(np.array([4, 8, 16, 16])))
+    x = b.node("Concat", b.conv("input", 3, 8, stride=2), b.weight(4, 8, 16, 16), axis=1)
     model = b.model([b.node("Flatten", b.node("GlobalAveragePool", x))], (4, 3, 32, 32))
     with pytest.raises(BackboneError, match="frozen at 4 images a run"):
         plan(tmp_path, model)
@@ -170,7 +179,7 @@ def test_squeezenets_convolutional_classifier_is_recognised_by_its_softmax(tmp_p
     b, pool = headless("Relu")
     model = b.model([b.node("Softmax", b.node("Flatten", pool))])
     graph = plan(tmp_path, model)
-    assert (graph.n_features, graph.pooling) == (6, "avg")
+    assert (graph.n_features, graph.cuts[0].pooling) == (6, "avg")
     assert_same(embed(tmp_path, model), by_hand(model, "relu1").mean((2, 3)))
 
 
