@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
-_PILLOW_CODES = {int(value): name for name, value in _FILTERS.items()}
 _MAX_RESIZED_PIXELS = 32_000_000  # a longer strip is cropped while it is resized
 
 # (resize ÷ crop, scale, mean, std, channel order); mean and std in the order the network gets its channels
@@ -160,76 +159,10 @@ class Preprocessing:
         resize = round(min(input_size) * ratio)
         return cls(crop=input_size, resize=resize, scale=scale, mean=mean, std=std, channel_order=order)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Read a Hugging Face ``preprocessor_config.json``, or a ``preprocess.json`` with a list of stages.
-
-        Source of the keys and their order of application: transformers, image_processing_utils.py and
-        models/vit, models/convnext, models/mobilenet_v2 (image_processing_*.py). A list of stages is torchvision's
-        transforms by name under the key "stages", "test" or "val", as the repository deepghs/timms writes them.
-
-        Raises
-        ------
-        ValueError
-            If the input size or a value needed by a ``do_*`` step is missing, or a stage is unknown.
-        """
-        stages = next((config[key] for key in ("stages", "test", "val") if key in config), None)
-        if stages is not None:
-            return cls._from_stages(stages)
-        size = _read_size(config.get("size")) if config.get("do_resize", True) else None
-        if config.get("do_center_crop", "crop_size" in config):
-            crop = _read_size(config.get("crop_size"))
-            crop = (crop, crop) if isinstance(crop, int) else crop
-        else:
-            crop = size if isinstance(size, tuple) else None
-        if crop is None:
-            raise ValueError("the configuration states no input size: neither crop_size nor size with height and width")
-        order: Literal["RGB", "BGR"] = "BGR" if config.get("do_flip_channel_order") else "RGB"
-        scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if config.get("do_normalize", "image_mean" in config):
-            mean = _three_floats("image_mean", config.get("image_mean"))
-            std = _three_floats("image_std", config.get("image_std"))
-        resample = config.get("resample", 2)
-        if isinstance(resample, int):
-            resample = _PILLOW_CODES.get(resample, resample)
-        return cls(crop, size, resample, scale, mean, std, order)
-
-    @classmethod
-    def _from_stages(cls, stages: Sequence[Mapping[str, Any]]) -> Preprocessing:
-        values: dict[str, Any] = {"scale": 1.0}
-        for stage in stages:
-            kind = stage.get("type")
-            if kind == "resize":
-                values["resize"] = _read_size(stage["size"])
-                values["resample"] = stage.get("interpolation", "bilinear")
-            elif kind == "center_crop":
-                size = _read_size(stage["size"])
-                values["crop"] = (size, size) if isinstance(size, int) else size
-            elif kind in ("to_tensor", "maybe_to_tensor"):
-                values["scale"] = 1 / 255
-            elif kind == "normalize":
-                values["mean"], values["std"] = stage["mean"], stage["std"]
-            elif kind != "convert_rgb":
-                raise ValueError(f"the stage {kind!r} is unknown")
-        resize = values.get("resize")
-        values.setdefault("crop", resize if isinstance(resize, tuple) else None)
-        return cls(**values)
-
 
 def _crop_start(size: int, crop: int) -> int:
     # torchvision rounds half to even where it cuts and pads the smaller half first where it extends.
     return round((size - crop) / 2.0) if size >= crop else -((crop - size) // 2)
-
-
-def _read_size(size: Any) -> int | tuple[int, int] | None:
-    if isinstance(size, Mapping):
-        if "shortest_edge" in size:
-            return int(size["shortest_edge"])
-        return (int(size["height"]), int(size["width"])) if {"height", "width"} <= size.keys() else None
-    if isinstance(size, (list, tuple)):
-        return int(size[0]), int(size[-1])
-    return None if size is None else int(size)
 
 
 def _is_positive_int(value: Any) -> bool:

@@ -83,47 +83,6 @@ def test_a_long_strip_is_cropped_in_bounded_memory():
     assert whole.shape == (256, 300, 3)
 
 
-def test_hugging_face_configuration_of_every_step():
-    config = {
-        "do_resize": True,
-        "size": {"shortest_edge": 256},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": 224,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.1, 0.2, 0.3],
-        "image_std": [0.4, 0.5, 0.6],
-        "do_flip_channel_order": True,
-    }
-    expected = Preprocessing((224, 224), 256, "bicubic", 1 / 255, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "BGR")
-    assert Preprocessing.from_config(config) == expected
-
-
-def test_switched_off_steps_are_left_out():
-    config = {"size": {"height": 96, "width": 128}, "do_rescale": False, "do_normalize": False, "image_mean": None}
-    expected = Preprocessing((96, 128), (96, 128), scale=1.0)
-    assert Preprocessing.from_config(config) == expected
-    with pytest.raises(ValueError, match="states no input size"):
-        Preprocessing.from_config({"do_resize": False, "size": 224})
-
-
-def test_a_list_of_stages_is_read_in_order():
-    stages = [
-        {"type": "resize", "size": 235, "interpolation": "bicubic", "max_size": None, "antialias": True},
-        {"type": "center_crop", "size": [224, 224]},
-        {"type": "maybe_to_tensor"},
-        {"type": "normalize", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
-    ]
-    expected = Preprocessing((224, 224), 235, "bicubic", 1 / 255, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert Preprocessing.from_config({"test": stages, "val": []}) == expected
-    assert Preprocessing.from_config({"stages": stages}) == expected
-    with pytest.raises(ValueError, match="the stage 'pad_to_size' is unknown"):
-        Preprocessing.from_config({"stages": [{"type": "pad_to_size"}]})
-    with pytest.raises(ValueError, match="crop must be two integers"):
-        Preprocessing.from_config({"stages": stages[:1]})
-
-
 def test_presets_follow_torchvision_and_keras():
     pixel = np.array([10.0, 20.0, 30.0])  # RGB
     # torchvision: (x / 255 - mean) / std; keras "tf": x / 127.5 - 1; keras "caffe": BGR minus the mean
