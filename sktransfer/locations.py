@@ -140,7 +140,8 @@ _clients: dict[int, Any] = {}  # by process: a forked child opens its own
 
 
 def _open_client() -> Any:
-    httpx = import_optional("httpx2", "remote")
+    import httpx2 as httpx
+
     with _lock:
         if os.getpid() not in _clients:
             transport = httpx.HTTPTransport(retries=2)
@@ -149,7 +150,8 @@ def _open_client() -> Any:
 
 
 def _request(method: str, url: str) -> Any:
-    httpx = import_optional("httpx2", "remote")
+    import httpx2 as httpx
+
     try:
         response = _open_client().request(method, url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

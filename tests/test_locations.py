@@ -206,10 +206,10 @@ def test_places_that_cannot_be_read_say_why(server, tmp_path, place, message):
     assert check_place(place) is None
 
 
-def test_urls_need_the_extra(monkeypatch, backbone_file):
-    monkeypatch.setitem(sys.modules, "httpx2", None)
+def test_object_stores_need_the_extra(monkeypatch, backbone_file):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MissingExtraError, match=r'pip install "sktransfer\[remote\]"'):
-        extract(["https://example.org/a.png"], backbone_file)
+        extract(["s3://bucket/a.png"], backbone_file)
 
 
 def test_an_object_store_is_read_through_fsspec(backbone_file):
