@@ -1,6 +1,6 @@
 """sktransfer: embed images with pretrained CNNs, inside scikit-learn pipelines."""
 
-from sktransfer.backbones import Backbone, load_backbone
+from sktransfer.backbones import Backbone, list_backbones, load_backbone
 from sktransfer.cache import cache_info, clear_cache
 from sktransfer.exceptions import (
     BackboneError,
@@ -37,6 +37,7 @@ __all__ = [
     "cache_info",
     "clear_cache",
     "extract",
+    "list_backbones",
     "load_backbone",
     "prefetch",
     "release_sessions",

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sktransfer.cache import NO_CACHE, EmbeddingCache
+from sktransfer.configurations import read_configuration
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError
-from sktransfer.network import load_model, read_input_size
+from sktransfer.hub import fetch_reference, fetch_registered, is_remote_reference, place_registered
+from sktransfer.network import METADATA_KEY, METADATA_PREFIX, describe_file, read_input_size
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.registry import (
+    Entry,
+    describe_unknown,
+    find_digest,
+    find_entry,
+    is_registered,
+    list_names,
+    models_folder,
+    resolve_alias,
+)
 
-METADATA_KEY = "sktransfer.preprocessing"  # metadata_props entry: JSON of Preprocessing.to_dict()
-DESCRIPTION_VERSION = 1  # raise it when something else is read of a file
-CONFIG_FILES = ("preprocessor_config.json", "preprocess.json")
+if TYPE_CHECKING:
+    import pandas as pd
+
+DESCRIPTION_VERSION = 2  # raise it when something else is read of a file
+
+# Files beside a model that state its preprocessing, and the key without which they are about something else.
+CONFIG_FILES = {
+    "preprocessor_config.json": None,
+    "preprocess.json": None,
+    "processor_config.json": "image_processor",
+    "config.json": "pretrained_cfg",
+    "open_clip_config.json": "preprocess_cfg",
+}
 
 
 @dataclass(frozen=True)
@@ -58,14 +78,22 @@ class Backbone:
 
 
 def load_backbone(reference: str | os.PathLike[str] | Backbone) -> Backbone:
-    """The backbone that a name, a path or a Backbone refers to.
+    """The backbone that a name, a path, a reference to the Hub or a Backbone refers to.
+
+    What is not on this machine is fetched once, its SHA-256 checked, and kept in the folder ``sktransfer-models`` of
+    the user's cache (``SKTRANSFER_CACHE_DIR``).
 
     Parameters
     ----------
     reference : str, Path or Backbone
-        A name of the registry ("default", "tiny-v1"), the path of an ``.onnx`` file, or of a folder that holds
-        ``model.onnx``. Preprocessing is read from the file's metadata, or from a ``preprocessor_config.json`` or
-        ``preprocess.json`` beside it.
+        - a name of the registry ("default", "resnet50", "vgg16-12"; see :func:`list_backbones`);
+        - the path of an ``.onnx`` file, or of a folder that holds ``model.onnx`` or ``onnx/model.onnx``;
+        - ``"hf:owner/repo"``, ``"hf:owner/repo/path/file.onnx@revision"``, on the Hugging Face Hub or the mirror that
+          ``HF_ENDPOINT`` names;
+        - ``"https://host/model.onnx"``, with ``#sha256=…`` if you know the digest.
+
+        Preprocessing is the registry's, or read from the file's metadata, or from a ``preprocessor_config.json``,
+        ``preprocess.json``, timm's ``config.json`` or ``open_clip_config.json`` beside the file.
 
     Returns
     -------
@@ -74,7 +102,8 @@ def load_backbone(reference: str | os.PathLike[str] | Backbone) -> Backbone:
     Raises
     ------
     BackboneError
-        If there is no such name or file, the file is not ONNX, or its digest is not the registered one.
+        If there is no such name or file, it cannot be fetched, is not ONNX, or its digest is not the registered or
+        recorded one.
 
     Examples
     --------
@@ -84,7 +113,9 @@ def load_backbone(reference: str | os.PathLike[str] | Backbone) -> Backbone:
     return find_backbone(reference, NO_CACHE)
 
 
-def find_backbone(reference: str | os.PathLike[str] | Backbone, cache: EmbeddingCache) -> Backbone:
+def find_backbone(
+    reference: str | os.PathLike[str] | Backbone, cache: EmbeddingCache, *, progress: bool = False
+) -> Backbone:
     """What `load_backbone` returns; a file that `cache` knows is not read again."""
     if isinstance(reference, Backbone):
         return reference
@@ -94,102 +125,158 @@ def find_backbone(reference: str | os.PathLike[str] | Backbone, cache: Embedding
         )
     text = os.fspath(reference)
     name = str(pin_reference(text))
-    if name in _read_registry()["backbones"]:
-        return _load_registered(name, cache)
-    path = Path(text)
-    if path.is_dir():
-        if not (path / "model.onnx").is_file():
-            raise BackboneError(f"The folder {text!r} holds no model.onnx; pass the path of the .onnx file itself.")
-        path = path / "model.onnx"
+    if is_registered(name):
+        return _load_registered(find_entry(name), cache, progress=progress)
+    if is_remote_reference(text):
+        return _load_remote(text, cache, progress=progress)
+    path = _find_model(Path(text))
     if path.is_file():
         return _load_file(path, cache)
-    raise BackboneError(_describe_unknown(text))
+    if text.endswith(".onnx") or os.sep in text:
+        raise BackboneError(
+            f"backbone must be a name or an existing file. There is no file {text!r} (from {Path.cwd()})."
+        )
+    raise BackboneError(describe_unknown(text))
+
+
+def _find_model(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in ("model.onnx", "onnx/model.onnx"):
+        if (path / name).is_file():
+            return path / name
+    raise BackboneError(f"The folder {str(path)!r} holds no model.onnx; pass the path of the .onnx file itself.")
 
 
 def pin_reference(reference: str | os.PathLike[str] | Backbone) -> str | os.PathLike[str] | Backbone:
     """An alias replaced by the name it stands for; anything else as it is."""
-    return _read_registry()["aliases"].get(reference, reference) if isinstance(reference, str) else reference
+    return resolve_alias(reference) if isinstance(reference, str) else reference
 
 
-def _describe_unknown(text: str) -> str:
-    if text.endswith(".onnx") or os.sep in text:
-        return f"backbone must be a name or an existing file. There is no file {text!r} (from {Path.cwd()})."
-    names = [*_read_registry()["aliases"], *_read_registry()["backbones"]]
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0) or names
-    return (
-        f"backbone must be a registered name or the path of an .onnx file. Got {text!r} instead; "
-        f"the nearest names are {', '.join(map(repr, near))}."
+def place_entry(entry: Entry) -> Path:
+    """Where the file of a registered backbone lies, or would."""
+    return place_registered(entry.name, entry.path) if entry.repository else models_folder() / entry.path
+
+
+def _load_registered(entry: Entry, cache: EmbeddingCache, *, progress: bool) -> Backbone:
+    path, remedy = place_entry(entry), "install sktransfer again"
+    if entry.repository:
+        remedy = "remove it, and it will be fetched again"
+        path = fetch_registered(
+            entry.name,
+            entry.repository,
+            entry.path,
+            entry.revision or "main",
+            entry.sha256,
+            entry.bytes,
+            progress=progress,
+        )
+    digest = cache.places.digest_file(path, digest_file)
+    if digest != entry.sha256:
+        raise BackboneError(f"{path} must have the SHA-256 {entry.sha256}. Got {digest} instead; {remedy}.")
+    return _describe_entry(entry, path)
+
+
+def _describe_entry(entry: Entry, path: Path) -> Backbone:
+    return Backbone(entry.name, path, entry.sha256, entry.preprocessing, entry.layer, entry.source, entry.license)
+
+
+def _load_remote(reference: str, cache: EmbeddingCache, *, progress: bool) -> Backbone:
+    remote = fetch_reference(reference, progress=progress)
+    for path, recorded in remote.digests.items():
+        digest = cache.places.digest_file(path, digest_file)
+        if digest != recorded:
+            raise BackboneError(
+                f"{path} must have the SHA-256 {recorded}, recorded at its first use. Got {digest} instead; remove it, "
+                f"or run `sktransfer models accept {reference}` to take what the source has now."
+            )
+    return _load_file(remote.path, cache, remote.name, remote.source)
+
+
+def _load_file(path: Path, cache: EmbeddingCache, name: str | None = None, source: str = "local file") -> Backbone:
+    digest = cache.places.digest_file(path, digest_file)
+    description = cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: describe_file(path))
+    external = description["external_data"]
+    for file in external:
+        if not (path.parent / file).is_file():
+            raise BackboneError(f"The weights of {path} are missing: put {file!r} beside it.")
+    if external:
+        parts = [digest, *(cache.places.digest_file(path.parent / file, digest_file) for file in external)]
+        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+    metadata = description["metadata"]
+    preprocessing = _read_metadata(metadata, path) or _read_config_beside(path)
+    entry = find_digest(digest)
+    if entry is not None and preprocessing is None:
+        return _describe_entry(entry, path)
+    return Backbone(
+        name or _name_file(path),
+        path,
+        digest,
+        preprocessing,
+        source=metadata.get(f"{METADATA_PREFIX}source", source),
+        license=metadata.get(f"{METADATA_PREFIX}license", "unknown"),
     )
 
 
-@functools.cache
-def models_folder() -> Path:
-    """Folder of the embedded backbones: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    for folder in (package / "models", package.parent / "models"):
-        if (folder / "registry.json").is_file():
-            return folder
-    raise BackboneError(f"The embedded backbones are missing from {package}; install sktransfer again.")
+def _name_file(path: Path) -> str:
+    if path.stem != "model":
+        return path.stem
+    folder = path.resolve().parent
+    return folder.parent.name if folder.name == "onnx" else folder.name
 
 
-@functools.cache
-def _read_registry() -> Mapping[str, Any]:
-    registry: Mapping[str, Any] = json.loads((models_folder() / "registry.json").read_text("utf-8"))
-    return registry
-
-
-def _load_registered(name: str, cache: EmbeddingCache) -> Backbone:
-    entry = _read_registry()["backbones"][name]
-    path = models_folder() / entry["path"]
-    digest = cache.places.digest_file(path, digest_file)
-    if digest != entry["sha256"]:
-        raise BackboneError(
-            f"{path} must have the SHA-256 {entry['sha256']}. Got {digest} instead; install sktransfer again."
-        )
-    preprocessing = Preprocessing(**entry["preprocessing"])
-    return Backbone(name, path, digest, preprocessing, entry["layer"], entry["source"], entry["license"])
-
-
-def _load_file(path: Path, cache: EmbeddingCache) -> Backbone:
-    digest = cache.places.digest_file(path, digest_file)
-    description = cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: _describe_file(path))
-    external = description["external_data"]
-    for name in external:
-        if not (path.parent / name).is_file():
-            raise BackboneError(f"The weights of {path} are missing: put {name!r} beside it.")
-    if external:
-        parts = [digest, *(cache.places.digest_file(path.parent / name, digest_file) for name in external)]
-        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
-    name = path.parent.resolve().name if path.stem == "model" else path.stem
-    metadata = description["preprocessing"]
-    if metadata is None:
-        return Backbone(name, path, digest, _read_config_beside(path))
+def _read_metadata(metadata: Mapping[str, str], path: Path) -> Preprocessing | None:
+    if METADATA_KEY not in metadata:
+        return None
     try:
-        return Backbone(name, path, digest, Preprocessing(**json.loads(metadata)))
+        return Preprocessing(**json.loads(metadata[METADATA_KEY]))
     except (TypeError, ValueError) as error:
         raise BackboneError(f"The metadata {METADATA_KEY} of {path} cannot be used: {error}") from error
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
-    """What the file says of itself: its preprocessing in the words of its metadata, and the files of its weights."""
-    model = load_model(path, weights=False)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    locations = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    return {"preprocessing": metadata.get(METADATA_KEY), "external_data": sorted(locations)}
-
-
 def _read_config_beside(path: Path) -> Preprocessing | None:
-    for name in CONFIG_FILES:
-        file = path.parent / name
+    folders = [path.parent, *([path.parent.parent] if path.parent.name == "onnx" else [])]
+    for file in (folder / name for folder in folders for name in CONFIG_FILES):
         if file.is_file():
             try:
                 config = json.loads(file.read_text("utf-8"))
-                return Preprocessing.from_config(config)
+                needed = CONFIG_FILES[file.name]
+                if needed is None or needed in config:
+                    return read_configuration(config)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise BackboneError(f"{file} cannot be used: {error}; pass preprocessing= instead.") from error
     return None
+
+
+def list_backbones() -> pd.DataFrame:
+    """The registered backbones: what they are, what they cost, and which of them are on this machine.
+
+    Nothing is fetched, and no file is read.
+
+    Returns
+    -------
+    DataFrame
+        One row a backbone, with the columns `name`, `aliases` (joined by commas), `architecture`, `family`, `bytes`,
+        `on_disk`, `license` (SPDX), `n_features` (of the default layer), `macs` (multiply-accumulates for one image;
+        NaN where no source states them), `top1` and `top5` (% on ImageNet's validation set as the source states them;
+        NaN where it does not) and `source`.
+
+    Examples
+    --------
+    >>> frame = list_backbones().set_index("name")
+    >>> int(frame.loc["resnet50-v1-12", "n_features"])
+    2048
+    """
+    import pandas as pd
+
+    rows = []
+    for entry in map(find_entry, list_names()):
+        row = {"name": entry.name, "aliases": ", ".join(entry.aliases), "on_disk": place_entry(entry).is_file()}
+        stated = ("architecture", "family", "bytes", "license", "n_features", "macs", "top1", "top5", "source")
+        rows.append(row | {key: getattr(entry, key) for key in stated})
+    frame = pd.DataFrame(rows).astype({"macs": float, "top1": float, "top5": float})
+    order = ["name", "aliases", "architecture", "family", "bytes", "on_disk", "license", "n_features", "macs"]
+    return frame[[*order, "top1", "top5", "source"]]
 
 
 def resolve_preprocessing(
@@ -211,7 +298,7 @@ def resolve_preprocessing(
         return Preprocessing.from_preset(preprocessing, tuple(size["crop"]))
     if backbone.preprocessing is None:
         raise BackboneError(
-            f"The preprocessing of {backbone.path} is unknown: neither its metadata nor a {CONFIG_FILES[0]} beside it "
-            'states one. Pass preprocessing="imagenet", "tf", "caffe" or a Preprocessing.'
+            f"The preprocessing of {backbone.path} is unknown: neither its metadata nor a preprocessor_config.json "
+            'beside it states one. Pass preprocessing="imagenet", "tf", "caffe" or a Preprocessing.'
         )
     return backbone.preprocessing

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sktransfer.model_commands import models_app
+
 app = typer.Typer(
     help="Images in, embeddings out, any scikit-learn estimator on top.",
     no_args_is_help=True,
@@ -15,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Backbone = Annotated[str, typer.Option(help="A registered name or the path of an .onnx file.")]
+Backbone = Annotated[str, typer.Option(help="A registered name, an .onnx file, hf:owner/repo or a URL.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Threads; all cores by default.")]
 
@@ -82,6 +84,7 @@ def extract(
 
 cache_app = typer.Typer(help="The embeddings kept on disk.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+app.add_typer(models_app, name="models")
 CacheFolder = Annotated[
     Path | None, typer.Option("--cache-dir", help="Where they are kept; SKTRANSFER_CACHE_DIR or the user's own.")
 ]

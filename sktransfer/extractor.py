@@ -24,15 +24,18 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     backbone : str, Path or Backbone, default="default"
-        A registered name, the path of an ``.onnx`` file or of the folder of a ``model.onnx``, or a
-        :class:`~sktransfer.Backbone`.
-    layer : str or None, default=None
+        A registered name ("resnet50", "vgg16"; see :func:`~sktransfer.list_backbones`), the path of an ``.onnx`` file
+        or of the folder of a ``model.onnx``, ``"hf:owner/repo[/file.onnx][@revision]"``, a URL, or a
+        :class:`~sktransfer.Backbone`. What is not on this machine is fetched by `fit`, once, and its SHA-256 checked.
+    layer : str, list of str or None, default=None
         Where the network is cut: a tensor of its graph, "penultimate" (the input of the classifier, found from the
-        graph), "last_map" (the last map with more than one pixel) or "logits". None is the backbone's own default, else
-        "penultimate".
+        graph), "last_map" (the last map with more than one pixel), "stage1", "stage2", … (the last map of each size) or
+        "logits". Several are computed in one pass and concatenated. None is the backbone's own default, else
+        "penultimate". ``sktransfer models layers`` lists them with their shapes and costs.
     pooling : {"avg", "max", "gem", "flatten"} or None, default=None
-        How the last spatial map at or before `layer` becomes a vector. None is the network's own way; a map named by
-        `layer` is averaged.
+        How the last spatial map at or before `layer` becomes a vector; an error where there is none. "gem" is the
+        generalised mean with p = 3. Of a transformer's tokens, those of the patches are pooled. None is the network's
+        own way: a map named by `layer` is averaged, and of tokens the class token is taken, or their mean.
     preprocessing : {"imagenet", "tf", "caffe"}, Preprocessing or None, default=None
         None is the backbone's own. Needed where the file does not bring one.
     device : str or list, default="auto"
@@ -250,7 +253,14 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         given, pinned = self._pinned
         reference = pinned if self.backbone is given or self.backbone == given else self.backbone
         return plan_extraction(
-            reference, self.layer, self.pooling, self.preprocessing, self.device, self.precision, self.cache_dir
+            reference,
+            self.layer,
+            self.pooling,
+            self.preprocessing,
+            self.device,
+            self.precision,
+            self.cache_dir,
+            progress=bool(self.verbose),
         )
 
     def _list_references(self, X, *, reset):
