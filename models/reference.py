@@ -35,7 +35,9 @@ def main() -> None:
     x = (pixels * stated["scale"] - np.array(stated["mean"])) / np.array(stated["std"])
     x = x.transpose(2, 0, 1)[None].astype(np.float32)
     (embedding,) = ReferenceEvaluator(model).run(["features"], {model.graph.input[0].name: x})
-    text = json.dumps({"image": "sktransfer.verification.make_reference_image", "embedding": np.asarray(embedding)[0].tolist()})
+    text = json.dumps(
+        {"image": "sktransfer.verification.make_reference_image", "embedding": np.asarray(embedding)[0].tolist()}
+    )
     (folder / REFERENCE_NAME).write_text(text + "\n", "utf-8")
 
 

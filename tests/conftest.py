@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -153,3 +154,27 @@ def fresh_workers():
     get_reusable_executor().shutdown(wait=True)
     yield
     get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server that plays the Hugging Face Hub; see hub_server.Server."""
+    from hub_server import serve
+
+    yield from serve(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def run_command(monkeypatch, capfd):
+    """Run ``sktransfer`` as a user does; returns exit code, stdout, stderr."""
+
+    def call(*arguments):
+        import sktransfer.cli
+
+        monkeypatch.setattr(sys, "argv", ["sktransfer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            sktransfer.cli.main()
+            sys.exit(0)
+        return (caught.value.code, *capfd.readouterr())
+
+    return call

@@ -15,17 +15,8 @@ from sktransfer.tables import check_output, find_images, write_table
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """Run the command as a user does; returns exit code, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sktransfer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            sktransfer.cli.main()
-            sys.exit(0)
-        return (caught.value.code, *capfd.readouterr())
-
-    return call
+def run(run_command):
+    return run_command
 
 
 @pytest.fixture

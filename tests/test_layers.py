@@ -20,6 +20,7 @@ from sktransfer.graph import INPUT_NAME
 from sktransfer.network import Network, load_model
 from sktransfer.session import forward_passes
 
+LARGE = ("vgg19", "bvlc_alexnet", "zfnet512")  # half a gigabyte of weights and more
 IMAGENET = Preprocessing.from_preset("imagenet", (224, 224))
 
 
@@ -279,7 +280,11 @@ def test_quantised_networks_give_the_numbers_before_the_classifier(tmp_path, for
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("vgg19", "bvlc_alexnet", "zfnet512") else ()) for name in LIGHT]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("vgg19", "bvlc_alexnet", "zfnet512") else ())
+        for name in LIGHT
+    ],
 )
 def test_files_frozen_at_one_image_run_in_batches_and_give_the_same_vectors(tmp_path, name):
     graph = plan(tmp_path, he_normal(onnx.load(light_path(name))), IMAGENET)
