@@ -2,8 +2,8 @@
 
     python models/reference.py models/tiny-v1
 
-The network is run by onnx's own reference evaluator, which is slow and shares no code with onnxruntime, on pixels that are
-resized and normalised here.
+The network is run by onnx's own reference evaluator, which is slow and shares no code with onnxruntime, on pixels that
+are resized and normalised here.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ def main() -> None:
     x = (pixels * stated["scale"] - np.array(stated["mean"])) / np.array(stated["std"])
     x = x.transpose(2, 0, 1)[None].astype(np.float32)
     (embedding,) = ReferenceEvaluator(model).run(["features"], {model.graph.input[0].name: x})
-    text = json.dumps(
-        {"image": "sktransfer.verification.make_reference_image", "embedding": np.asarray(embedding)[0].tolist()}
-    )
+    vector = np.asarray(embedding)[0].tolist()
+    text = json.dumps({"image": "sktransfer.verification.make_reference_image", "embedding": vector})
     (folder / REFERENCE_NAME).write_text(text + "\n", "utf-8")
 
 

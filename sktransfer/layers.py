@@ -168,11 +168,14 @@ def _is_map(network: Network, tensor: str) -> bool:
 
 
 def _is_tokens(network: Network, tensor: str) -> bool:
-    """Whether a tensor is a sequence of tokens, rather than a flattened map (n, channels, pixels)."""
+    """Whether a tensor is a sequence of several tokens, rather than channels first (n, channels, pixels)."""
     node = network.producers.get(tensor)
-    if _describe_kind(network, tensor) != "tokens" or node is None:
+    if _describe_kind(network, tensor) != "tokens" or node is None or 1 in network.shape(tensor)[1:]:
         return False
-    return not (node.op_type in _RESHAPES and len(network.shape(_data_input(network, node))) == 4)
+    source = _data_input(network, node)
+    if node.op_type == "Transpose":
+        return len(network.shape(source)) != 3 or not _is_tokens(network, source)
+    return not (node.op_type in _RESHAPES and len(network.shape(source)) == 4)
 
 
 def _count_prefix_tokens(network: Network, tensor: str) -> int:
@@ -214,7 +217,7 @@ def _find_penultimate(network: Network) -> tuple[str, str | None]:
         if any(word in name.lower() for word in _FEATURE_WORDS):
             return name, None
     head = _find_head(network, outputs[0])
-    return head[:2] if head is not None else (outputs[0], None)
+    return head if head is not None else (outputs[0], None)
 
 
 def _find_logits(network: Network) -> str:
@@ -229,13 +232,13 @@ def _find_logits(network: Network) -> str:
     raise BackboneError(f'{network.path} has no classifier, and so no layer "logits"; use layer=None.')
 
 
-def _find_head(network: Network, output: str) -> tuple[str, str | None, onnx.NodeProto] | None:
+def _find_head(network: Network, output: str, *, alone: bool = True) -> tuple[str, str | None] | None:
     """Walk back over Softmax, Relu, Dropout, reshapes and pooling to one linear layer.
 
     Returns
     -------
     tuple or None
-        Its input, the pooling that stands behind it, and its node.
+        Its input, and the pooling that stands behind it.
     """
     passed: set[str] = set()
     tensor, pooling = output, None
@@ -244,17 +247,20 @@ def _find_head(network: Network, output: str) -> tuple[str, str | None, onnx.Nod
         if kind in LINEAR:
             linear = "Relu" not in passed or "Softmax" in passed
             found = linear and _has_constant_weights(network, node)
-            return (_unquantize(network, _data_input(network, node)), None, node) if found else None
+            return (_unquantize(network, _data_input(network, node)), None) if found else None
         if kind in CONVOLUTIONS:
             is_head = _is_convolutional_head(network, node, output, passed, pooling)
-            return (_unquantize(network, node.input[0]), pooling, node) if is_head else None
+            return (_unquantize(network, node.input[0]), pooling) if is_head else None
         if kind in _GLOBAL_POOLS:
             pooling = _GLOBAL_POOLS[kind]
         elif kind in _SOFT:
             passed.add("Softmax")
         elif kind == "Relu":
             passed.add("Relu")
-        elif kind not in _TRANSPARENT | _RESHAPES | _QUANTIZERS and not _only_scales(network, node):
+        elif kind == "Add" and alone and all(_find_head(network, name, alone=False) for name in node.input):
+            # Two classifiers, averaged (distilled networks): what both of them see.
+            return find_cut_points(network, tensor)[-2], None
+        elif kind not in _TRANSPARENT | _QUANTIZERS and not _reshapes(network, node) and not _scales(network, node):
             return None
         tensor = _data_input(network, node)
     return None
@@ -276,12 +282,25 @@ def _is_convolutional_head(
     return kernel == [1, 1] and ("Softmax" in passed or named or shape[1:2] in [(n,) for n in _IMAGENET_CLASSES])
 
 
-def _only_scales(network: Network, node: onnx.NodeProto) -> bool:
+def _reshapes(network: Network, node: onnx.NodeProto) -> bool:
+    """Whether a node gives the values of its input another shape: also by taking the only one along an axis."""
+    if node.op_type in _RESHAPES:
+        return True
+    before, after = (_count_values(network, name) for name in (_data_input(network, node), node.output[0]))
+    return node.op_type == "Gather" and before == after > 0
+
+
+def _scales(network: Network, node: onnx.NodeProto) -> bool:
     """A bias, a constant factor, or one factor for a whole tensor, as dynamic quantisation has it."""
     if node.op_type not in _SCALINGS:
         return False
     others = [name for name in node.input if name != _data_input(network, node)]
-    return all(name in network.constants or math.prod(s or 0 for s in network.shape(name)) == 1 for name in others)
+    return all(name in network.constants or _count_values(network, name) == 1 for name in others)
+
+
+def _count_values(network: Network, tensor: str) -> int:
+    """For one image; 0 where it is not known."""
+    return math.prod(size or 0 for size in network.shape(tensor)) if tensor in network.values else 0
 
 
 def _unquantize(network: Network, tensor: str) -> str:

@@ -39,7 +39,7 @@ def list_models(
         GMACs=frame["macs"].map(lambda macs: f"{macs / 1e9:.2f}", na_action="ignore"),
         top1=frame["top1"],
     )
-    typer.echo(shown.to_string(index=False, na_rep="", justify="left"))
+    _echo_table(shown)
     for remote in list_references():
         typer.echo(f"{remote.reference}: {remote.path}")
 
@@ -69,7 +69,7 @@ def _describe_entry(name: str) -> dict[str, object]:
     entry = find_entry(name)
     place = place_entry(entry)
     stated = {True: "the embedding of a reference image", False: "digest only"}
-    accuracy = "not stated" if entry.top1 is None else f"top-1 {entry.top1} %, top-5 {entry.top5 or 'not stated'}"
+    accuracy = ", ".join(f"{k} {v} %" for k, v in (("top-1", entry.top1), ("top-5", entry.top5)) if v is not None)
     return {
         "name": entry.name,
         "aliases": ", ".join(entry.aliases),
@@ -85,7 +85,7 @@ def _describe_entry(name: str) -> dict[str, object]:
         "features": entry.n_features,
         "MACs": "not stated" if entry.macs is None else f"{entry.macs / 1e9:.2f} G",
         "MACs page": entry.macs_page,
-        "accuracy (ImageNet)": accuracy,
+        "accuracy (ImageNet)": accuracy or "not stated",
         "accuracy page": entry.accuracy_page,
         "card": stated[(models_folder() / entry.name / REFERENCE_NAME).is_file()],
         "note": entry.note,
@@ -192,7 +192,7 @@ def layers(
     _write(frame, output, "layer")
     shown = frame if every or not (frame["alias"] != "").any() else frame[frame["alias"] != ""]
     typer.echo(f"{backbone.name}: {total / 1e9:.2f} G MACs for one image of {resolved.crop[0]} × {resolved.crop[1]}\n")
-    typer.echo(shown.drop(columns="MACs").to_string(index=False, justify="left"))
+    _echo_table(shown.drop(columns="MACs"))
     if len(shown) < len(frame):
         typer.echo(f"\n{len(frame) - len(shown)} more with --all.")
 
@@ -229,6 +229,18 @@ def accept(
     if not yes:
         typer.confirm("Embeddings made with the former are not found for the latter. Take it?", abort=True)
     typer.echo(f"{accept_change(change).path} is what {reference} means from now on.")
+
+
+def _echo_table(frame: pd.DataFrame) -> None:
+    """Texts to the left, numbers to the right."""
+    columns = []
+    for name in frame.columns:
+        values, numeric = frame[name], frame[name].dtype.kind in "if"
+        cells = [str(name), *("" if value != value else str(value) for value in values)]  # noqa: PLR0124
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if numeric else cell.ljust(width) for cell in cells])
+    for row in zip(*columns, strict=True):
+        typer.echo("  ".join(row).rstrip())
 
 
 def _write(frame: pd.DataFrame, output: Path | None, index: str) -> None:

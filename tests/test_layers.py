@@ -100,6 +100,24 @@ def test_a_widened_map_inside_the_next_block_is_not_the_end_of_a_stage():
     assert aliases(network_of(model))["stage1"].name == "block"
 
 
+def test_two_averaged_classifiers_have_what_both_see(tmp_path):
+    b = Builder()
+    x = b.node("Flatten", b.node("GlobalAveragePool", b.node("Relu", b.conv("input", 3, 8))), output="features_of_both")
+    heads = [b.gemm(b.node("Mul", x, b.weight(8)), 8, 5) for _ in range(2)]
+    model = b.model([b.node("Div", b.node("Add", *heads), b.constant(np.float32(2)), output="scores")])
+    assert_same(embed(tmp_path, model), by_hand(model, "features_of_both"))
+
+
+def test_the_only_value_of_an_axis_taken_by_its_index_is_a_reshape(tmp_path):
+    b = Builder()
+    x = b.node("GlobalAveragePool", b.node("Relu", b.conv("input", 3, 8)), output="pool")
+    x = b.conv(x, 8, 5, kernel=1)
+    for _ in range(2):
+        x = b.node("Gather", x, b.constant(np.array(0)), axis=2)
+    model = b.model([x])
+    assert_same(embed(tmp_path, model), by_hand(model, "pool"))
+
+
 def test_a_stage_is_its_map_averaged(tmp_path):
     model = residual_network()
     for layer, tensor in (("stage1", "first"), ("stage2", "second"), ("last_map", "second")):
@@ -223,6 +241,23 @@ def test_explicit_pooling_takes_the_tokens_of_the_patches(tmp_path):
     assert_same(embed(tmp_path, model, pooling="max"), patches.max(1))
     assert_same(embed(tmp_path, model, pooling="gem"), (np.maximum(patches, 1e-6) ** 3).mean(1) ** (1 / 3))
     assert_same(embed(tmp_path, model, pooling="flatten"), by_hand(model, "tokens"))
+
+
+def test_tokens_that_are_pooled_as_channels_first_are_still_tokens(tmp_path):
+    source = vision_transformer(class_token=False)
+    b = Builder()
+    b.nodes, b.weights = list(source.graph.node), list(source.graph.initializer)
+    x = b.node("GlobalAveragePool", b.node("Transpose", "tokens", perm=[0, 2, 1]))
+    model = b.model([b.gemm(b.node("Flatten", x, output="mean"), 12, 5)], opset=17)
+    assert_same(embed(tmp_path, model), by_hand(model, "mean"))
+    assert_same(embed(tmp_path, model, pooling="max"), by_hand(model, "tokens").max(1))
+
+
+def test_a_network_whose_every_size_is_dynamic(tmp_path):
+    model = residual_network()
+    for size, name in zip(model.graph.input[0].type.tensor_type.shape.dim, "nchw", strict=True):
+        size.dim_param = name
+    assert_same(embed(tmp_path, model), by_hand(model, "vector"))
 
 
 def test_maps_with_the_channels_last_are_pooled_over_their_pixels(tmp_path):
