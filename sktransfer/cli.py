@@ -46,7 +46,7 @@ def extract(
     folder: Annotated[Path, typer.Argument(help="Folder of images; folders inside it are searched too.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A .parquet, .csv, .feather or .npz file.")],
     backbone: Backbone = "default",
-    layer: Annotated[str | None, typer.Option(help="Where the network is cut.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Where the network is cut; several are joined.")] = None,
     pooling: Annotated[str | None, typer.Option(help="avg, max, gem or flatten.")] = None,
     preprocessing: Annotated[str | None, typer.Option(help="imagenet, tf or caffe, if the file states none.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -65,7 +65,7 @@ def extract(
     paths = find_images(folder)
     extractor = PretrainedFeatureExtractor(
         backbone,
-        layer=layer,
+        layer=layer[0] if layer and len(layer) == 1 else layer or None,
         pooling=pooling,
         preprocessing=preprocessing,
         device=device,

@@ -337,6 +337,7 @@ def he_normal(model, seed=0):
     return model
 
 
+LARGE = ("vgg19", "bvlc_alexnet", "zfnet512")  # half a gigabyte of weights
 LIGHT = {  # name: (size of the embedding, tensor before the classifier in the file)
     "bvlc_alexnet": (4096, "r21"),
     "densenet121": (1024, "r908"),
@@ -351,7 +352,7 @@ LIGHT = {  # name: (size of the embedding, tensor before the classifier in the f
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vgg19" else ()) for name in LIGHT]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in LIGHT]
 )
 def test_classic_networks_give_their_penultimate_activation(tmp_path, name):
     folder = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data", "light")

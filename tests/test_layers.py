@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from test_graph import LIGHT, P32, PIXELS, assert_same, by_hand, embed, he_normal, plan, run
+from test_graph import LARGE, LIGHT, P32, PIXELS, assert_same, by_hand, embed, he_normal, plan, run
 
 from sktransfer import BackboneError, Preprocessing, PretrainedFeatureExtractor, extract, load_backbone
 from sktransfer.costs import count_macs, list_layers
@@ -20,7 +20,6 @@ from sktransfer.graph import INPUT_NAME
 from sktransfer.network import Network, load_model
 from sktransfer.session import forward_passes
 
-LARGE = ("vgg19", "bvlc_alexnet", "zfnet512")  # half a gigabyte of weights and more
 IMAGENET = Preprocessing.from_preset("imagenet", (224, 224))
 
 
@@ -315,11 +314,7 @@ def test_quantised_networks_give_the_numbers_before_the_classifier(tmp_path, for
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ("vgg19", "bvlc_alexnet", "zfnet512") else ())
-        for name in LIGHT
-    ],
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in LIGHT]
 )
 def test_files_frozen_at_one_image_run_in_batches_and_give_the_same_vectors(tmp_path, name):
     graph = plan(tmp_path, he_normal(onnx.load(light_path(name))), IMAGENET)

@@ -159,9 +159,9 @@ def test_nodes_in_another_order_are_sorted(tmp_path):
 
 
 def long_chain():
-    """30,000 nodes in reverse order."""
+    """10,000 nodes in reverse order."""
     model = small_classifier()
-    nodes = [helper.make_node("Identity", [f"t{i}"], [f"t{i + 1}"]) for i in range(30_000)]
+    nodes = [helper.make_node("Identity", [f"t{i}"], [f"t{i + 1}"]) for i in range(10_000)]
     model.graph.node.extend(nodes[::-1])
     model.graph.node.append(helper.make_node("Identity", ["input"], ["t0"]))
     return model

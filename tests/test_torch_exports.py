@@ -22,24 +22,7 @@ TORCHSCRIPT, DYNAMO = "torchscript", "dynamo"
 OPSETS = {TORCHSCRIPT: (11, 13, 17, 20), DYNAMO: (18, 25)}  # the last: the newest that exporter and runtime both know
 FAST = {(TORCHSCRIPT, 17, "dynamic"), (TORCHSCRIPT, 11, "static"), (DYNAMO, 18, "dynamic")}
 FIRST_OPSET = {"vit_torchvision": 14}  # of torch's own attention, exported through TorchScript
-SLOW = {  # the exporter that takes seconds writes their heads like those of other networks
-    "alexnet",
-    "densenet",
-    "efficientnet",
-    "headless_class_token",
-    "headless_vector",
-    "inception",
-    "mixer",
-    "mobilenet_v2",
-    "mobilenet_v3_conv",
-    "regnet",
-    "resnet_basic",
-    "resnet_bottleneck",
-    "se_resnet",
-    "shufflenet",
-    "vit_torchvision",
-    "xception",
-}
+FAST_DYNAMO = {"convnext", "headless_tokens", "mobilenet_v3", "resnet_v2", "squeezenet", "swin", "vit_class_token"}
 
 
 def list_exports():
@@ -47,7 +30,7 @@ def list_exports():
     versions = [(exporter, opset) for exporter, opsets in OPSETS.items() for opset in opsets]
     for (exporter, opset), batch, name in itertools.product(versions, ("dynamic", "static"), NETWORKS):
         if exporter == DYNAMO or opset >= FIRST_OPSET.get(name, 0):
-            fast = (exporter, opset, batch) in FAST and not (exporter == DYNAMO and name in SLOW)
+            fast = (exporter, opset, batch) in FAST and (exporter != DYNAMO or name in FAST_DYNAMO)
             yield pytest.param(name, exporter, opset, batch, marks=() if fast else pytest.mark.slow)
 
 
