@@ -82,6 +82,9 @@ def find_external_data(model: onnx.ModelProto, path: Path) -> list[str]:
     for name in names:
         if not is_plain_name(name):
             raise BackboneError(f"The weights of {path} must lie beside it. Got the place {name!r} instead.")
+        place = path.parent / name
+        if place.is_symlink() or not place.resolve().is_relative_to(path.parent.resolve()):
+            raise BackboneError(f"The weights of {path} must lie beside it. {name!r} is a link; put the file there.")
     return sorted(names)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import Builder, photo, save_backbone, small_classifier
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -285,7 +285,7 @@ def quantize(model, path, form):
     logging.disable(logging.WARNING)
     try:
         if form == "dynamic":
-            quantize_dynamic(path.with_suffix(".float.onnx"), path)
+            quantize_dynamic(path.with_suffix(".float.onnx"), path, weight_type=QuantType.QUInt8)
         else:
             quantize_static(path.with_suffix(".float.onnx"), path, Photos(), quant_format=QuantFormat[form])
     finally:
