@@ -207,6 +207,7 @@ def export(
     from sktransfer.backbones import load_backbone
     from sktransfer.conversion import export_backbone
 
+    typer.echo(f"Fetching, exporting and comparing {source}, which may take a minute…", err=True)
     path = export_backbone(source, output, opset=opset)
     typer.echo(f"{path} (SHA-256 {load_backbone(path).digest})")
 
@@ -218,7 +219,11 @@ def accept(
 ) -> None:
     """Take what the source of a fetched reference has now, after showing both digests."""
     from sktransfer.hub import accept_change, fetch_change
+    from sktransfer.registry import is_registered, resolve_alias
 
+    if is_registered(resolve_alias(reference)):
+        typer.echo(f"{reference} is pinned to its registered SHA-256; there is nothing to accept.")
+        raise typer.Exit(1)
     change = fetch_change(reference, progress=True)
     for name in sorted({*change.old, *change.new}):
         old, new = change.old.get(name, "none"), change.new.get(name, "none")

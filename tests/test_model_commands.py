@@ -231,6 +231,12 @@ def test_models_accept_shows_both_digests_and_takes_the_new_file(run, hub):
     assert load_backbone("hf:owner/small").digest == sha256(OTHER)
 
 
+def test_a_registered_backbone_cannot_be_changed(run, entry, hub):
+    code, out, _ = run("models", "accept", "small", "--yes")
+    assert (code, "is pinned to its registered SHA-256" in out) == (1, True)
+    assert not hub.requests
+
+
 def test_a_fitted_estimator_refuses_what_was_accepted_since(hub, run):
     offer(hub)
     extractor = PretrainedFeatureExtractor("hf:owner/small").fit(PIXELS)
