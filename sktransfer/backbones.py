@@ -14,7 +14,7 @@ from sktransfer.cache import NO_CACHE, EmbeddingCache
 from sktransfer.configurations import read_configuration
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError
-from sktransfer.hub import fetch_reference, fetch_registered, is_remote_reference, place_registered
+from sktransfer.hub import RemoteBackbone, fetch_reference, fetch_registered, is_remote_reference, place_registered
 from sktransfer.network import METADATA_KEY, METADATA_PREFIX, describe_file, read_input_size
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.registry import (
@@ -190,10 +190,10 @@ def _load_remote(reference: str, cache: EmbeddingCache, *, progress: bool) -> Ba
                 f"{path} must have the SHA-256 {recorded}, recorded at its first use. Got {digest} instead; remove it, "
                 f"or run `sktransfer models accept {reference}` to take what the source has now."
             )
-    return _load_file(remote.path, cache, remote.name, remote.source)
+    return _load_file(remote.path, cache, remote)
 
 
-def _load_file(path: Path, cache: EmbeddingCache, name: str | None = None, source: str = "local file") -> Backbone:
+def _load_file(path: Path, cache: EmbeddingCache, remote: RemoteBackbone | None = None) -> Backbone:
     digest = cache.places.digest_file(path, digest_file)
     description = cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: describe_file(path))
     external = description["external_data"]
@@ -209,12 +209,12 @@ def _load_file(path: Path, cache: EmbeddingCache, name: str | None = None, sourc
     if entry is not None and preprocessing is None:
         return _describe_entry(entry, path)
     return Backbone(
-        name or _name_file(path),
+        remote.name if remote is not None else _name_file(path),
         path,
         digest,
         preprocessing,
-        source=metadata.get(f"{METADATA_PREFIX}source", source),
-        license=metadata.get(f"{METADATA_PREFIX}license", "unknown"),
+        source=metadata.get(f"{METADATA_PREFIX}source", remote.source if remote is not None else "local file"),
+        license=metadata.get(f"{METADATA_PREFIX}license", remote.license if remote is not None else "unknown"),
     )
 
 

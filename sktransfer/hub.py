@@ -46,6 +46,7 @@ class RemoteBackbone:
     path: Path  # of the .onnx file
     digests: Mapping[Path, str]  # SHA-256 of every file: the model, its external data, its preprocessing
     source: str  # for people: "hf:owner/repo@commit/path", or the URL
+    license: str = "unknown"  # as the Hub states it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Change:
     new: Mapping[str, str]
     file: str = field(repr=False)  # the model among `new`
     source: str = field(repr=False)
+    license: str = field(repr=False)
 
 
 def is_remote_reference(text: str) -> bool:
@@ -141,13 +143,15 @@ def fetch_change(reference: str, *, progress: bool = False) -> Change:
         offer = _ask(source, record)
         found = _gather(source, offer, staging / "change", progress, keep=False)
         new = {name: digest_file(path) for name, path in found.items()}
-    return Change(reference, record.digests if record is not None else {}, new, offer.model, offer.source)
+    return Change(
+        reference, record.digests if record is not None else {}, new, offer.model, offer.source, offer.license
+    )
 
 
 def accept_change(change: Change) -> RemoteBackbone:
     """Take the files that `fetch_change` fetched, and record their digests."""
     source = parse_reference(change.reference)
-    record = _Record(change.file, change.new, change.source)
+    record = _Record(change.file, change.new, change.source, change.license)
     with _exclusive(source.root) as staging:
         for name, digest in change.new.items():
             path = staging / "change" / name
@@ -168,6 +172,7 @@ class _Record:
     file: str
     digests: Mapping[str, str]
     source: str
+    license: str = "unknown"
 
 
 @contextlib.contextmanager
@@ -205,7 +210,7 @@ def _read_record(source: Source) -> _Record | None:
     path = _place_record(source)
     try:
         entry = json.loads(path.read_text("utf-8"))
-        record = _Record(entry["file"], dict(entry["digests"]), entry["source"])
+        record = _Record(entry["file"], dict(entry["digests"]), entry["source"], str(entry.get("license", "unknown")))
         if not all(map(is_plain, record.digests)) or record.file not in record.digests:
             raise ValueError("other names of files")
     except FileNotFoundError:
@@ -229,7 +234,7 @@ def _describe(source: Source, record: _Record) -> RemoteBackbone:
     _check_pin(source, record.digests[record.file])
     digests = {source.root / name: digest for name, digest in record.digests.items()}
     path = source.root / record.file
-    return RemoteBackbone(source.reference, source.title(record.file), path, digests, record.source)
+    return RemoteBackbone(source.reference, source.title(record.file), path, digests, record.source, record.license)
 
 
 def _check_pin(source: Source, digest: str) -> None:
@@ -283,7 +288,8 @@ def _fetch(source: Source, staging: Path, progress: bool) -> RemoteBackbone:
             raise
         return found
     files = _gather(source, offer, staging, progress, keep=True)
-    record = _Record(offer.model, {name: digest_file(path) for name, path in files.items()}, offer.source)
+    digests = {name: digest_file(path) for name, path in files.items()}
+    record = _Record(offer.model, digests, offer.source, offer.license)
     _move(staging, source.root, [name for name, path in files.items() if path == staging / name])
     _write_record(source, record)
     return _describe(source, record)

@@ -41,6 +41,7 @@ class Offer:
     model: str
     source: str
     find: Callable[[str], Body | None]
+    license: str = "unknown"  # as the Hub states it
 
 
 class Source:
@@ -107,7 +108,9 @@ class HubSource(Source):
             return Body(url, lfs.size, lfs.sha256, hub=True, cached=find_cached(self.repository, commit, name))
 
         model = self._choose(files)
-        return Offer(model, f"hf:{self.repository}@{commit}/{model}", find)
+        tags = [tag for tag in info.tags or () if isinstance(tag, str) and tag.startswith("license:")]
+        license_ = tags[0].removeprefix("license:") if tags else "unknown"
+        return Offer(model, f"hf:{self.repository}@{commit}/{model}", find, license_)
 
     def _choose(self, names: Iterable[str]) -> str:
         everything = sorted(name for name in names if name.endswith(".onnx"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from sktransfer.backbones import Backbone, load_backbone
 from sktransfer.embedding import ExtractionOptions
 from sktransfer.exceptions import BackboneError
 from sktransfer.extraction import extract_references, plan_extraction
+from sktransfer.network import read_input_size
+from sktransfer.preprocessing import Preprocessing
 from sktransfer.references import list_references
 from sktransfer.registry import find_digest, models_folder
 
@@ -46,7 +49,7 @@ def verify_backbone(reference: str) -> Verification:
         finite, or its embedding is not the one on its card.
     """
     backbone = load_backbone(reference)
-    plan = plan_extraction(backbone, device="cpu", cache_dir=None)
+    plan = plan_extraction(backbone, preprocessing=_neutral_preprocessing(backbone), device="cpu", cache_dir=None)
     options = ExtractionOptions(cache_dir=None, n_jobs=1)
     vector = extract_references(list_references([make_reference_image()]), plan, options)[0][0]
     if not np.isfinite(vector).all():
@@ -68,6 +71,16 @@ def verify_backbone(reference: str) -> Verification:
             f"Got a relative distance of {distance:.1e} instead: this onnxruntime computes something else."
         )
     return Verification(backbone, "embedding", distance)
+
+
+def _neutral_preprocessing(backbone: Backbone) -> Preprocessing | None:
+    """What lets a network run whose own preprocessing nobody states."""
+    if backbone.preprocessing is not None:
+        return None
+    size = (224, 224)
+    with contextlib.suppress(BackboneError):  # a network that takes any size
+        size = read_input_size(backbone.path)
+    return Preprocessing(crop=size, resize=size)
 
 
 def _read_reference(backbone: Backbone) -> np.ndarray[Any, np.dtype[np.float64]] | None:

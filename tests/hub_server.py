@@ -53,7 +53,8 @@ class Server(http.server.ThreadingHTTPServer):
             code = "RevisionNotFound" if name in self.repositories else "RepoNotFound"
             return 404, {"X-Error-Code": code}, b""
         siblings = [{"rfilename": path, "size": len(body), **self.state(path, body)} for path, body in files.items()]
-        return 200, {}, json.dumps({"id": name, "sha": find_commit(revision), "siblings": siblings}).encode()
+        info = {"id": name, "sha": find_commit(revision), "siblings": siblings, "tags": ["onnx", "license:mit"]}
+        return 200, {}, json.dumps(info).encode()
 
     def state(self, path, body):
         if path in self.stated:

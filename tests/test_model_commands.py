@@ -70,6 +70,7 @@ def test_a_repository_of_the_hub_is_a_backbone(hub, tmp_path):
     extractor = PretrainedFeatureExtractor("hf:owner/small").fit(PIXELS)
     np.testing.assert_array_equal(extractor.transform(PIXELS), expected(tmp_path))
     assert (extractor.backbone_, extractor.get_feature_names_out()[0]) == ("small", "small_0")
+    assert load_backbone("hf:owner/small").license == "mit"
     before = len(hub.requests)
     PretrainedFeatureExtractor("hf:owner/small").fit_transform(PIXELS)
     assert len(hub.requests) == before
@@ -187,6 +188,13 @@ def test_models_pull_and_verify(run, entry, hub):
     assert "tiny-v1: digest and embedding of the reference image are those on the card" in out
     assert "small-v1: the digest is the registered one and it runs; no embedding is on its card (digest only)" in out
     assert "hf:owner/small: " in out
+
+
+def test_models_verify_runs_a_file_whose_preprocessing_nobody_states(run, hub):
+    hub.pages["/models/net.onnx"] = MODEL
+    address = f"{hub.url}/models/net.onnx"
+    run("models", "pull", address)
+    assert run("models", "verify", address)[:2] == (0, f"{address}: it runs; no card states what it should give\n")
 
 
 def test_models_verify_names_what_is_wrong_and_goes_on(run, entry, hub):
