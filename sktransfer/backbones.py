@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sktransfer.cache import NO_CACHE, EmbeddingCache
 from sktransfer.configurations import read_configuration
@@ -51,10 +51,11 @@ class Backbone:
     ----------
     name : str
         Name that features are called after; it carries the weights ("tiny-v1", not "tiny").
-    path : Path
+    path : str or Path
         The ONNX file.
     digest : str
-        SHA-256 of the file and of its external data, hexadecimal.
+        SHA-256 of the file and of its external data, hexadecimal; computed if it is left out. A file that has another
+        one when it is used is refused.
     preprocessing : Preprocessing or None
         What the network was trained with; None where the file does not say, and the caller must.
     layer : str or None
@@ -63,15 +64,32 @@ class Backbone:
         Where the file comes from.
     license : str
         SPDX identifier of the weights' licence, or "unknown".
+
+    Raises
+    ------
+    BackboneError
+        If `digest` is left out and the file cannot be read.
+
+    Examples
+    --------
+    >>> from sktransfer import Backbone, Preprocessing, load_backbone
+    >>> path = load_backbone("default").path
+    >>> Backbone("mine", path, preprocessing=Preprocessing(crop=(96, 96), resize=(96, 96))).digest[:12]
+    'd108fdb89cfb'
     """
 
     name: str
     path: Path
-    digest: str
+    digest: str = ""
     preprocessing: Preprocessing | None = None
     layer: str | None = field(default=None, repr=False)
     source: str = field(default="local file", repr=False)
     license: str = field(default="unknown", repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        if not self.digest:
+            object.__setattr__(self, "digest", _digest_weights(self.path, NO_CACHE))
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, path={str(self.path)!r}, digest={self.digest[:12]!r}…)"
@@ -118,6 +136,12 @@ def find_backbone(
 ) -> Backbone:
     """What `load_backbone` returns; a file that `cache` knows is not read again."""
     if isinstance(reference, Backbone):
+        digest = _digest_weights(reference.path, cache)
+        if digest != reference.digest:
+            raise BackboneError(
+                f"{reference.path} must have the SHA-256 {reference.digest} that {reference.name!r} was made with. Got "
+                f"{digest} instead: the file has changed since."
+            )
         return reference
     if not isinstance(reference, (str, os.PathLike)) or not os.fspath(reference):
         raise BackboneError(
@@ -194,16 +218,7 @@ def _load_remote(reference: str, cache: EmbeddingCache, *, progress: bool) -> Ba
 
 
 def _load_file(path: Path, cache: EmbeddingCache, remote: RemoteBackbone | None = None) -> Backbone:
-    digest = cache.places.digest_file(path, digest_file)
-    description = cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: describe_file(path))
-    external = description["external_data"]
-    for file in external:
-        if not (path.parent / file).is_file():
-            raise BackboneError(f"The weights of {path} are missing: put {file!r} beside it.")
-    if external:
-        parts = [digest, *(cache.places.digest_file(path.parent / file, digest_file) for file in external)]
-        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
-    metadata = description["metadata"]
+    digest, metadata = _digest_weights(path, cache), _describe_file(path, cache)["metadata"]
     preprocessing = _read_metadata(metadata, path) or _read_config_beside(path)
     entry = find_digest(digest)
     if entry is not None and preprocessing is None:
@@ -216,6 +231,27 @@ def _load_file(path: Path, cache: EmbeddingCache, remote: RemoteBackbone | None 
         source=metadata.get(f"{METADATA_PREFIX}source", remote.source if remote is not None else "local file"),
         license=metadata.get(f"{METADATA_PREFIX}license", remote.license if remote is not None else "unknown"),
     )
+
+
+def _describe_file(path: Path, cache: EmbeddingCache) -> dict[str, Any]:
+    """What `describe_file` finds; not read again for bytes that `cache` knows."""
+    if not path.is_file():
+        raise BackboneError(f"There is no file {str(path)!r} (from {Path.cwd()}).")
+    digest = cache.places.digest_file(path, digest_file)
+    return cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: describe_file(path))
+
+
+def _digest_weights(path: Path, cache: EmbeddingCache) -> str:
+    """The SHA-256 of a file, or of the digests of the file and of its external data."""
+    external = _describe_file(path, cache)["external_data"]
+    digest = cache.places.digest_file(path, digest_file)
+    for file in external:
+        if not (path.parent / file).is_file():
+            raise BackboneError(f"The weights of {path} are missing: put {file!r} beside it.")
+    if external:
+        parts = [digest, *(cache.places.digest_file(path.parent / file, digest_file) for file in external)]
+        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+    return digest
 
 
 def _name_file(path: Path) -> str:

@@ -108,6 +108,24 @@ def test_missing_external_data_are_named(tmp_path):
         load_backbone(path)
 
 
+def test_a_backbone_made_by_hand_computes_its_digest(tmp_path):
+    path = tmp_path / "b.onnx"
+    onnx.save(small_classifier(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    mine = Backbone("mine", str(path), preprocessing=Preprocessing((32, 32), 36))
+    assert (mine.path, mine.digest) == (path, load_backbone(path).digest)
+    with pytest.raises(BackboneError, match="There is no file 'missing.onnx'"):
+        Backbone("mine", "missing.onnx")
+
+
+def test_a_backbone_whose_file_has_changed_is_refused(backbone_file):
+    backbone = load_backbone(backbone_file)
+    onnx.save(small_classifier(1), backbone_file)
+    with pytest.raises(
+        BackboneError, match=r"that 'small' was made with\. Got \w+ instead: the file has changed since"
+    ):
+        extract([photo(0)], backbone)
+
+
 def test_a_backbone_made_by_hand(backbone_file):
     loaded = load_backbone(backbone_file)
     by_hand = Backbone("mine", Path(backbone_file), loaded.digest, Preprocessing((32, 32), (32, 32)), "logits")
