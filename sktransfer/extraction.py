@@ -16,6 +16,7 @@ from sktransfer.exceptions import ImageFailure, ImageReadError, ImageReadWarning
 from sktransfer.graph import Layer, plan_graph
 from sktransfer.images import describe_reference, is_missing
 from sktransfer.layers import POOLINGS
+from sktransfer.outputs import Output, open_output
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.references import (
     References,
@@ -103,6 +104,7 @@ def extract(
     cache_dir: CacheDir = "auto",
     n_jobs: int | None = None,
     verbose: bool | int = False,
+    out: Output = None,
     return_report: bool = False,
 ) -> Embeddings | tuple[Embeddings, pd.DataFrame]:
     """Embed images with a pretrained backbone.
@@ -112,6 +114,9 @@ def extract(
     Parameters
     ----------
     images : sequence, Series, frame or array of n images
+    out : ndarray, path or None
+        Where the embeddings go: a float32 array of the shape that is returned; a ``.npy`` file, which is mapped into
+        memory, so that the result may be larger than it, and appears when it is complete; None is a new array.
     return_report : bool
         Also return a frame with one line for each cell without a usable image: row, column, reference, reason, missing.
 
@@ -149,7 +154,7 @@ def extract(
     plan = plan_extraction(
         backbone, layer, pooling, preprocessing, device, precision, cache_dir, progress=bool(verbose)
     )
-    embeddings, failures = extract_references(read_references(images, image_shape), plan, options)
+    embeddings, failures = extract_references(read_references(images, image_shape), plan, options, out=out)
     return (embeddings, _report(failures)) if return_report else embeddings
 
 
@@ -161,15 +166,28 @@ def _report(failures: Sequence[ImageFailure]) -> pd.DataFrame:
 
 
 def extract_references(
-    references: References, plan: ExtractionPlan, options: ExtractionOptions, *, stacklevel: int = 3
+    references: References,
+    plan: ExtractionPlan,
+    options: ExtractionOptions,
+    *,
+    out: Output = None,
+    stacklevel: int = 3,
 ) -> tuple[Embeddings, list[ImageFailure]]:
     """Embed every cell of `references`: float32 (n, columns * d + indicators), and what failed."""
-    n_rows, n_columns, d = references.n_rows, len(references.columns), plan.graph.n_features
+    width = len(references.columns) * (plan.graph.n_features + bool(options.add_indicator))
+    with open_output(out, (references.n_rows, width)) as output:
+        failures = _fill_output(references, plan, options, output, stacklevel + 1)
+    return output, failures
+
+
+def _fill_output(
+    references: References, plan: ExtractionPlan, options: ExtractionOptions, output: Embeddings, stacklevel: int
+) -> list[ImageFailure]:
+    n_columns, d = len(references.columns), plan.graph.n_features
     cells, missing = list_cells(references)
     failures = [describe_cell(references, column, row, "empty cell", missing=True) for column, row in missing]
     if failures and options.missing_images == "error":
         raise ImageReadError(_summarise(failures, "missing_images"), failures)
-    output = np.empty((n_rows, n_columns * d + n_columns * bool(options.add_indicator)), dtype=np.float32)
     for column, row in missing:
         output[row, column * d : (column + 1) * d] = _FILL[options.missing_images]
 
@@ -188,7 +206,7 @@ def extract_references(
     if failed:
         message = f"{summarise_failures(failed)}. Such rows are filled (broken_images={options.broken_images!r})."
         warnings.warn(ImageReadWarning(message, failures), stacklevel=stacklevel)
-    return output, failures
+    return failures
 
 
 def list_cells(references: References) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 
 from sktransfer._optional import import_optional
 from sktransfer.images import IMAGE_SUFFIXES
+from sktransfer.outputs import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,17 +70,8 @@ def check_output(path: str | os.PathLike[str]) -> Path:
 def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write `frame`, its index included, in the format of the suffix; the file appears whole or not at all."""
     file = check_output(path)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-", suffix=file.suffix)
-    os.close(handle)
-    try:
-        _WRITERS[file.suffix](frame, Path(temporary))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(file) as temporary:
+        _WRITERS[file.suffix](frame, temporary)
 
 
 def _write_npz(frame: pd.DataFrame, path: Path) -> None:

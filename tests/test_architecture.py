@@ -9,7 +9,7 @@ PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
     0: {"blocks", "database", "digests", "exceptions", "folders", "liveness", "sizes"},
-    1: {"_optional", "claims", "downloads", "front", "images", "preprocessing", "references", "safety"},
+    1: {"_optional", "claims", "downloads", "front", "images", "outputs", "preprocessing", "references", "safety"},
     2: {"configurations", "locations", "registry", "shapes", "sources", "store"},
     3: {"network", "places"},
     4: {"cache", "conversion", "hub", "layers"},

@@ -342,3 +342,50 @@ def test_threads_follow_joblibs_inner_limit(monkeypatch):
     assert [count_threads(n) for n in (None, 1, 3, -1, -2, -20)] == [8, 1, 3, 8, 7, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert (count_threads(None), count_threads(4)) == (2, 4)
+
+
+# -- where the embeddings go ------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_written_into_an_array_of_the_callers(photos, backbone_file):
+    expected = extract(photos, backbone_file)
+    out = np.full((6, 8), np.nan, dtype=np.float32)
+    assert extract(photos, backbone_file, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_embeddings_are_written_into_a_file_that_is_mapped(photos, backbone_file, tmp_path):
+    expected = extract([*photos, None], backbone_file, missing_images="zero", add_indicator=True)
+    path = tmp_path / "vectors.npy"
+    mapped = extract([*photos, None], backbone_file, missing_images="zero", add_indicator=True, out=path)
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(mapped, expected)
+    np.testing.assert_array_equal(np.load(path), expected)
+    assert [file.name for file in tmp_path.glob("*.npy")] + list(tmp_path.glob(".*.npy")) == ["vectors.npy"]
+
+
+def test_a_file_does_not_appear_half_written(photos, backbone_file, tmp_path):
+    with pytest.raises(ImageReadError, match="Row 6"):
+        extract([*photos, "missing.png"], backbone_file, out=tmp_path / "vectors.npy")
+    assert not [file for file in tmp_path.iterdir() if file.suffix == ".npy"]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (
+            np.zeros((6, 9), np.float32),
+            r"out must be a writable float32 array of shape \(6, 8\)\. Got float32, \(6, 9\)",
+        ),
+        (np.zeros((6, 8)), "Got float64"),
+        (np.broadcast_to(np.float32(0), (6, 8)), "read-only instead"),
+        ("vectors.npz", "out must be None, an array or the path of a .npy file in an existing folder"),
+        ("missing/vectors.npy", "Got 'missing/vectors.npy'"),
+        (3, "Got 3"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused_before_the_work(photos, backbone_file, out, message):
+    before = forward_passes()
+    with pytest.raises(ValueError, match=message):
+        extract(photos, backbone_file, out=out)
+    assert forward_passes() == before
