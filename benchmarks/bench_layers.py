@@ -2,8 +2,9 @@
 
     SKTRANSFER_ASSETS=… python -m benchmarks.bench_layers
 
-The classifier and folds of bench_quality on each stage, on what the network itself calls its features, and on the last
-two stages together. Beside the accuracy stands the share of the network's multiplications up to there.
+The classifier and folds of bench_quality on each stage (the last one's average is what these networks call their
+features), and on the last two together. Beside the accuracy stands the share of the network's multiplications up to
+there.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ def list_cuts(backbone: sktransfer.Backbone) -> list[tuple[str, str | list[str],
     total = count_macs(network, network.model.graph.node)
     stages = sorted(alias for alias in rows if alias.startswith("stage"))
     cuts: list[tuple[str, str | list[str], float]] = [(name, name, rows[name].macs / total) for name in stages]
-    cuts.append(("penultimate", "penultimate", rows["penultimate"].macs / total))
-    pair = [stages[-2], "penultimate"]
-    return [*cuts, (" + ".join(pair), pair, rows["penultimate"].macs / total)]
+    return [*cuts, (" + ".join(stages[-2:]), stages[-2:], cuts[-1][2])]
 
 
 def plot(results: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
@@ -69,8 +68,9 @@ def main() -> None:
         ["backbone", "layer", "share of MACs", "features", *TASKS],
         rows,
         "Accuracy over five folds of StandardScaler + LogisticRegression(C=0.01, max_iter=300); a stage's map is "
-        "averaged. `resnet18_layer3` and `inception_v3_mixed8` are ImageNet networks without their last stage, and "
-        "100 % is what is left of them.\n\n![Accuracy over the share of the network](layers.png)",
+        "averaged, and the last stage's average is the default embedding. `resnet18_layer3` and `inception_v3_mixed8` "
+        "are ImageNet networks without their last stage, and 100 % is what is left of them.\n\n"
+        "![Accuracy over the share of the network](layers.png)",
     )
 
 
