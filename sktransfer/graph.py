@@ -177,7 +177,6 @@ def _cut(network: Network, graph: EmbeddingGraph) -> onnx.ModelProto:
         cut_graph,
         opset_imports=network.model.opset_import,
         ir_version=max(network.model.ir_version, 4),  # 4: initializers need not be inputs
-        functions=network.model.functions,
     )
 
 
