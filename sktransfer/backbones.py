@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sktransfer.cache import NO_CACHE, EmbeddingCache
 from sktransfer.configurations import read_configuration
@@ -89,7 +89,7 @@ class Backbone:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
         if not self.digest:
-            object.__setattr__(self, "digest", _digest_weights(self.path, NO_CACHE))
+            object.__setattr__(self, "digest", _identify(self.path, NO_CACHE)[0])
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, path={str(self.path)!r}, digest={self.digest[:12]!r}…)"
@@ -136,7 +136,7 @@ def find_backbone(
 ) -> Backbone:
     """What `load_backbone` returns; a file that `cache` knows is not read again."""
     if isinstance(reference, Backbone):
-        digest = _digest_weights(reference.path, cache)
+        digest = _identify(reference.path, cache)[0]
         if digest != reference.digest:
             raise BackboneError(
                 f"{reference.path} must have the SHA-256 {reference.digest} that {reference.name!r} was made with. Got "
@@ -218,7 +218,7 @@ def _load_remote(reference: str, cache: EmbeddingCache, *, progress: bool) -> Ba
 
 
 def _load_file(path: Path, cache: EmbeddingCache, remote: RemoteBackbone | None = None) -> Backbone:
-    digest, metadata = _digest_weights(path, cache), _describe_file(path, cache)["metadata"]
+    digest, metadata = _identify(path, cache)
     preprocessing = _read_metadata(metadata, path) or _read_config_beside(path)
     entry = find_digest(digest)
     if entry is not None and preprocessing is None:
@@ -233,25 +233,23 @@ def _load_file(path: Path, cache: EmbeddingCache, remote: RemoteBackbone | None 
     )
 
 
-def _describe_file(path: Path, cache: EmbeddingCache) -> dict[str, Any]:
-    """What `describe_file` finds; not read again for bytes that `cache` knows."""
+def _identify(path: Path, cache: EmbeddingCache) -> tuple[str, dict[str, str]]:
+    """The SHA-256 of a file, or of its digest and those of its external data; and our entries in its metadata.
+
+    Bytes that `cache` knows are not read again.
+    """
     if not path.is_file():
         raise BackboneError(f"There is no file {str(path)!r} (from {Path.cwd()}).")
     digest = cache.places.digest_file(path, digest_file)
-    return cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: describe_file(path))
-
-
-def _digest_weights(path: Path, cache: EmbeddingCache) -> str:
-    """The SHA-256 of a file, or of the digests of the file and of its external data."""
-    external = _describe_file(path, cache)["external_data"]
-    digest = cache.places.digest_file(path, digest_file)
+    description = cache.recall("backbone", [DESCRIPTION_VERSION, digest], lambda: describe_file(path))
+    external = description["external_data"]
     for file in external:
         if not (path.parent / file).is_file():
             raise BackboneError(f"The weights of {path} are missing: put {file!r} beside it.")
     if external:
         parts = [digest, *(cache.places.digest_file(path.parent / file, digest_file) for file in external)]
         digest = hashlib.sha256("".join(parts).encode()).hexdigest()
-    return digest
+    return digest, description["metadata"]
 
 
 def _name_file(path: Path) -> str:
