@@ -16,6 +16,7 @@ from sktransfer.exceptions import (
 from sktransfer.extraction import extract
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.quantization import quantize_backbone
 from sktransfer.selection import prefetch
 from sktransfer.session import release_sessions
 
@@ -40,5 +41,6 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "prefetch",
+    "quantize_backbone",
     "release_sessions",
 ]

@@ -228,6 +228,7 @@ def _load_file(path: Path, cache: EmbeddingCache, remote: RemoteBackbone | None 
         path,
         digest,
         preprocessing,
+        metadata.get(f"{METADATA_PREFIX}layer"),
         source=metadata.get(f"{METADATA_PREFIX}source", remote.source if remote is not None else "local file"),
         license=metadata.get(f"{METADATA_PREFIX}license", remote.license if remote is not None else "unknown"),
     )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
-import io
 import json
 import logging
 import math
 import os
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ from sktransfer._optional import import_optional
 from sktransfer.exceptions import BackboneError, MissingExtraError
 from sktransfer.network import METADATA_KEY, METADATA_PREFIX
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.silence import silence
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +80,7 @@ def export_backbone(reference: str, output: Path, *, opset: int | None = None, p
         raise BackboneError(
             f"The model must be timm:<model> or torchvision:<model>[@<weights>]. Got {reference!r} instead."
         )
-    with _silence():
+    with silence():
         module, preprocessing, metadata = _LOADERS[library](name, pretrained)
     return export_module(module, preprocessing.crop, preprocessing, output, opset=opset, metadata=metadata)
 
@@ -279,7 +277,7 @@ def _try_exporters(
         target = path.parent / exporter / path.name
         target.parent.mkdir()
         try:
-            with _silence():
+            with silence():
                 _export(exporter, module, target, images, opset)
             _annotate(target, metadata, is_large=_count_bytes(module) > MAX_BYTES)
             _check_file(target, opset, images, expected)
@@ -360,20 +358,3 @@ def _count_bytes(module: torch.nn.Module) -> int:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip(" .") for line in str(error).splitlines() if line.strip(" .")]
     return lines[0] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Exporters and model libraries print, warn and log about matters of their own."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
 GRAPH_VERSION = 1  # raise it when the surgery changes what is computed: every embedding gets a new key
-PLAN_VERSION = 2  # raise it when another layer or size is found: plans are made again, embeddings stay
+PLAN_VERSION = 3  # raise it when another layer or size is found: plans are made again, embeddings stay
 INPUT_NAME = "sktransfer_pixels"
 OUTPUT_NAME = "sktransfer_embedding"
 
@@ -186,19 +186,26 @@ def _arithmetic_steps(network: Network) -> tuple[list[Step], list[onnx.TensorPro
 
     p, steps, weights = network.preprocessing, list[Step](), list[onnx.TensorProto]()
     nchw = network.layout == "NCHW"
-    if nchw:
-        steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
+    # onnxruntime computes quantised networks channels last and carries the transposition back to the pixels, where
+    # operands of three values are repeated three by three: a millisecond an image. Operands as long as a line are not.
+    transpose_first = nchw and not network.is_quantized
+    channel_axis = 1 if transpose_first else 3
+    transpose: Step = ("Transpose", [], {"perm": [0, 3, 1, 2]})
+    steps += [transpose] if transpose_first else []
     if p.channel_order == "BGR":
         weights.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "sktransfer_reversed"))
-        steps.append(("Gather", ["sktransfer_reversed"], {"axis": 1 if nchw else 3}))
+        steps.append(("Gather", ["sktransfer_reversed"], {"axis": channel_axis}))
     steps.append(("Cast", [], {"to": onnx.TensorProto.FLOAT}))
     factor, offset = p.scale / np.array(p.std), -np.array(p.mean) / np.array(p.std)
     for op_type, values, neutral in (("Mul", factor, 1.0), ("Add", offset, 0.0)):
         if (values != neutral).any():
             name = f"sktransfer_{op_type.lower()}_operand"
-            array = values.astype(np.float32).reshape((1, 3, 1, 1) if nchw else (1, 1, 1, 3))
+            array = values.astype(np.float32).reshape((1, 3, 1, 1) if transpose_first else (1, 1, 1, 3))
+            if nchw and not transpose_first:
+                array = np.tile(array, (1, 1, p.crop[1], 1))
             weights.append(onnx.numpy_helper.from_array(array, name))
             steps.append((op_type, [name], {}))
+    steps += [transpose] if nchw and not transpose_first else []
     elem_type = network.image_input.type.tensor_type.elem_type
     if elem_type != onnx.TensorProto.FLOAT:
         steps.append(("Cast", [], {"to": elem_type}))

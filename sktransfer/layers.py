@@ -104,7 +104,7 @@ def resolve_layer(network: Network, layer: str | None, pooling: str | None) -> C
     elif layer == "logits":
         tensor, own = _find_logits(network), None
     elif layer in network.producers and layer not in network.constants:
-        tensor, own = layer, None
+        tensor, own = _follow_rounding(network, layer), None
     else:
         tensor, own = _find_stage(network, layer), "avg"
     if pooling is not None:
@@ -311,6 +311,17 @@ def _unquantize(network: Network, tensor: str) -> str:
     ):
         tensor = node.input[0]
     return tensor
+
+
+def _follow_rounding(network: Network, tensor: str) -> str:
+    """What a quantised network goes on with instead of `tensor`: rounded, and clipped where that replaced a ReLU."""
+    found = tensor
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        consumers = [node for node in network.model.graph.node if found in node.input]
+        if not consumers or any(node.op_type != op_type for node in consumers):
+            return tensor
+        found = consumers[0].output[0]
+    return found
 
 
 def _data_input(network: Network, node: onnx.NodeProto) -> str:

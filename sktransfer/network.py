@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
 MIN_OPSET = 7  # numpy-style broadcasting, which the arithmetic needs
-METADATA_PREFIX = "sktransfer."  # entries of metadata_props: also .source and .license
+METADATA_PREFIX = "sktransfer."  # entries of metadata_props: also .source, .license, .layer and .quantization
 METADATA_KEY = "sktransfer.preprocessing"  # JSON of Preprocessing.to_dict()
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})  # what they yield depends on the size of the image, never on its pixels
@@ -161,6 +161,13 @@ class Network:
         """Height and width of the input, None where they are dynamic."""
         axes = self.input_shape[2:] if self.layout == "NCHW" else self.input_shape[1:3]
         return axes[0], axes[1]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether activations are quantised somewhere."""
+        return any(
+            "QuantizeLinear" in node.op_type or node.op_type.startswith("QLinear") for node in self.model.graph.node
+        )
 
     @functools.cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:

@@ -8,7 +8,7 @@ import sktransfer
 PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
-    0: {"blocks", "database", "digests", "exceptions", "folders", "liveness", "sizes"},
+    0: {"blocks", "database", "digests", "exceptions", "folders", "liveness", "silence", "sizes"},
     1: {"_optional", "claims", "downloads", "front", "images", "outputs", "preprocessing", "references", "safety"},
     2: {"configurations", "locations", "registry", "shapes", "sources", "store"},
     3: {"network", "places"},
@@ -17,7 +17,7 @@ FLOORS = {
     6: {"session"},
     7: {"embedding"},
     8: {"extraction"},
-    9: {"diagnosis", "extractor", "selection", "tables", "verification"},
+    9: {"diagnosis", "extractor", "quantization", "selection", "tables", "verification"},
     10: {"demo", "model_commands"},
     11: {"cli"},
 }
