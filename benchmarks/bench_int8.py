@@ -2,9 +2,9 @@
 
     SKTRANSFER_ASSETS=… python -m benchmarks.bench_int8
 
-Each backbone is quantised on every eighth of the clothing photos, then both run in alternation: the forward pass alone
-over ready pixels, and `extract` from the JPEG files. Accuracy is that of benchmarks/bench_quality.py, split by the person
-who took the photo.
+Each backbone is quantised on every eighth of the clothing photos, then both run in alternation: the forward pass
+alone over ready pixels, and `extract` from the JPEG files. Accuracy is that of benchmarks/bench_quality.py, split by
+the person who took the photo.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import platform
 
 import onnxruntime
 
-from sktransfer.embedding import count_threads
+from sktransfer.devices import resolve_device
 from sktransfer.exceptions import DeviceError
-from sktransfer.session import resolve_device
+from sktransfer.options import count_threads
 
 _PACKAGES = ("sktransfer", "scikit-learn", "onnx", "numpy", "pillow", "pyarrow", "matplotlib")
 

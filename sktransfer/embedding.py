@@ -2,109 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import logging
 import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import joblib
 import numpy as np
 
-from sktransfer.backbones import Backbone
+from sktransfer.batching import Batcher
 from sktransfer.blocks import Space
-from sktransfer.cache import CacheDir, open_cache
+from sktransfer.cache import open_cache
 from sktransfer.claims import NO_CLAIM, Claim
+from sktransfer.devices import identify_gpu
 from sktransfer.digests import digest_bytes, digest_pixels
 from sktransfer.exceptions import MissingExtraError
-from sktransfer.graph import EmbeddingGraph
 from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
 from sktransfer.locations import check_place, is_file, is_remote, locate, read_place
+from sktransfer.options import ExtractionOptions, ExtractionPlan, count_gpu_processes, count_threads, find_space
 from sktransfer.references import References
-from sktransfer.session import GPU_BATCH, Device, open_session
+from sktransfer.session import open_session
+from sktransfer.turns import take_turn
 
-KEY_VERSION = 1  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
 CHUNK_SECONDS = 0.25  # of work that a thread on the CPU claims, embeds and publishes together
 CHUNK_IMAGES = (4, 64)  # in as many images: fewer make a longer file, more a longer wait for others
 PART_IMAGES = 8192  # whose known vectors are looked up together
 LEAVE_SECONDS = 1.5  # that an interrupted call waits for its threads
+GPU_THREADS = 2  # for each core: one waits for its vectors while the other decodes
+GPU_BLOCK = 16  # images that a thread hands in together
 POLL_SECONDS = (0.01, 0.1)  # first and longest pause between two looks at what other processes have done
 
 URLS = Space(bytes(32), "", "", 0)  # in which the names of URLs are claimed while they are fetched
 
-Policy = Literal["error", "nan", "zero"]
+logger = logging.getLogger(__name__)
+
 Embeddings = np.ndarray[Any, np.dtype[np.float32]]
-Content = bytes | np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Content = bytes | Pixels
 Task = tuple[int, bytes, Content | None]  # index of a cell, digest of its image, the image unless it is to be read
-
-
-@dataclass(frozen=True)
-class ExtractionPlan:
-    """Which backbone, cut where, on which device."""
-
-    backbone: Backbone
-    graph: EmbeddingGraph
-    device: Device
-
-
-@dataclass(frozen=True)
-class ExtractionOptions:
-    """Everything that does not change a vector; the parameters are those of `extract`."""
-
-    missing_images: Policy = "error"
-    broken_images: Policy = "error"
-    add_indicator: bool = False
-    root: str | os.PathLike[str] | None = None
-    pixel_range: tuple[float, float] | None = None
-    batch_size: int | Literal["auto"] = "auto"
-    cache_dir: CacheDir = "auto"
-    n_jobs: int | None = None
-    verbose: bool | int = False
-
-    def __post_init__(self) -> None:
-        for name in ("missing_images", "broken_images"):
-            if getattr(self, name) not in ("error", "nan", "zero"):
-                raise ValueError(f'{name} must be "error", "nan" or "zero". Got {getattr(self, name)!r} instead.')
-        if self.batch_size != "auto" and not (_is_integer(self.batch_size) and self.batch_size >= 1):
-            raise ValueError(f'batch_size must be "auto" or an integer >= 1. Got {self.batch_size!r} instead.')
-        if self.n_jobs is not None and not (_is_integer(self.n_jobs) and self.n_jobs != 0):
-            raise ValueError(f"n_jobs must be None or an integer other than 0. Got {self.n_jobs!r} instead.")
-        if self.pixel_range is not None and not _is_range(self.pixel_range):
-            raise ValueError(
-                f"pixel_range must be None or (low, high) with low < high. Got {self.pixel_range!r} instead."
-            )
-        if self.root is not None and not os.path.isdir(self.root):
-            raise ValueError(f"root must be an existing folder. Got {os.fspath(self.root)!r} instead.")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and bool(value[0] < value[1])
-
-
-def count_threads(n_jobs: int | None) -> int:
-    """Threads that `n_jobs` means: None is every core this process may use, negative counts from the end.
-
-    Affinity and cgroup limits are honoured, and the inner limit that joblib gives its workers.
-    """
-    cores = int(joblib.cpu_count())
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    if n_jobs is None:
-        return max(1, min(cores, int(limit))) if limit.isdecimal() else cores
-    return n_jobs if n_jobs > 0 else max(1, cores + 1 + n_jobs)
-
-
-def find_space(plan: ExtractionPlan, options: ExtractionOptions) -> Space:
-    """What an embedding's key holds beside the digest of its image."""
-    graph, family = plan.graph, plan.device.family
-    context = repr((KEY_VERSION, graph.preprocessing.geometry, graph.digest, family, options.pixel_range))
-    return Space(hashlib.sha256(context.encode()).digest(), plan.backbone.name, graph.layer, graph.n_features)
 
 
 class Run:
@@ -137,6 +75,7 @@ class Run:
         self.broken: dict[int, str] = {}
         self.hits = self.passes = 0
         self.working = 0  # threads
+        self.batcher: Batcher | None = None  # of all threads, on anything but the CPU
         self.finished = threading.Event()
         self.error: BaseException | None = None
         self.stopped = False
@@ -150,7 +89,7 @@ class Run:
         try:
             self._recall()
             if self.todo:
-                self._work_in_threads()
+                self._work_in_turn()
             self._copy()
         finally:
             self.cache.flush()
@@ -174,9 +113,13 @@ class Run:
                     continue
             self.todo.append(index)
             places.append(place or "")
-        if self.cache.folder is None or not first_at:
+        self._fill_places(places)
+
+    def _fill_places(self, places: Sequence[str]) -> None:
+        """Fill the rows of self.todo that lie at `places`, where nothing has changed and the vectors are known."""
+        if self.cache.folder is None or not any(places):
             return
-        digests = self.cache.places.recall(first_at)
+        digests = self.cache.places.recall([place for place in places if place])
         left: list[int] = []
         for start in range(0, len(self.todo), PART_IMAGES):
             part = slice(start, start + PART_IMAGES)
@@ -207,13 +150,32 @@ class Run:
 
     # -- work -----------------------------------------------------------------------------------------------------
 
+    def _work_in_turn(self) -> None:
+        """Work; on a GPU when it is this process's turn, since each process that computes there takes memory of it."""
+        gpu = self.plan.device.gpu
+        turn: contextlib.AbstractContextManager[bool] = contextlib.nullcontext(False)
+        if gpu is not None:
+            turn = take_turn(f"gpu-{identify_gpu(gpu)}", count_gpu_processes(), self._say_that_we_wait)
+        with turn as waited:
+            if waited:  # for a process that may have computed the same
+                self._fill_places([locate(self._reference(index), self.options.root) or "" for index in self.todo])
+            if self.todo:
+                self._work_in_threads()
+
+    def _say_that_we_wait(self) -> None:
+        logger.info("Waiting for another process to be done with %s.", self.plan.device.name)
+        if self.progress is not None:
+            self.progress.set_postfix_str(f"waiting for {self.plan.device.name}")
+
     def _work_in_threads(self) -> None:
         # Threads do all the work, so that Ctrl-C meets a thread that only waits, and nothing finished is lost.
         cpu = self.plan.device.is_cpu
-        n_threads = self.n_threads = max(1, min(count_threads(self.options.n_jobs), len(self.todo)))
-        batch = self.options.batch_size if self.options.batch_size != "auto" else 1 if cpu else GPU_BATCH
-        # A GPU gets whole batches, since each is padded to one shape; threads of the CPU get equal shares.
-        self.batch = min(batch, -(-len(self.todo) // n_threads)) if cpu else batch
+        n_threads = count_threads(self.options.n_jobs) * (1 if cpu else GPU_THREADS)
+        n_threads = self.n_threads = max(1, min(n_threads, len(self.todo)))
+        batch = 1 if self.options.batch_size == "auto" else self.options.batch_size
+        # On the CPU, threads run batches of their own and get equal shares; elsewhere batches are put together of all.
+        self.least = min(batch, -(-len(self.todo) // n_threads)) if cpu else 1
+        self.block = self.least if cpu else GPU_BLOCK
         threads = [threading.Thread(target=self._work_and_keep_error, daemon=True) for _ in range(n_threads)]
         with quiet_decoder():
             try:
@@ -231,6 +193,8 @@ class Run:
                     for thread in threads:
                         if thread.ident is not None:
                             thread.join()
+                if self.batcher is not None:
+                    self.batcher.close()
         if self.error is not None:
             raise self.error
 
@@ -309,9 +273,7 @@ class Run:
             if self.stopped:
                 return ()
             left = len(self.todo) - self.taken
-            size = self.batch
-            if self.plan.device.is_cpu:
-                size = max(size, min(wanted, left // (2 * self.n_threads)))
+            size = max(self.least, min(wanted, left // (2 * self.n_threads)))
             self.taken += size
             return self.todo[self.taken - size : self.taken]
 
@@ -381,10 +343,10 @@ class Run:
         digests: list[bytes] = []
         vectors: list[Embeddings] = [np.empty((0, self.space.n_features), dtype=np.float32)]
         try:
-            for start in range(0, len(tasks), self.batch):
+            for start in range(0, len(tasks), self.block):
                 if self.stopped:
                     break
-                done = self._run_batch(tasks[start : start + self.batch])
+                done = self._run_batch(tasks[start : start + self.block])
                 digests += done[0]
                 vectors += done[1]
                 self.cache.renew()
@@ -407,13 +369,22 @@ class Run:
             indices.append(index)
         if not pixels:
             return [], []
-        session = open_session(self.plan.graph, self.plan.device)
-        stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
-        vectors = session.run(stacked, pad_to=0 if self.plan.device.is_cpu else self.batch)
+        vectors = self._run_pixels(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
         for index, vector in zip(indices, vectors, strict=True):
             self._store(index, vector)
         self._advance(passes=len(indices))
         return digests, [vectors]
+
+    def _run_pixels(self, pixels: Pixels) -> Embeddings:
+        session = open_session(self.plan.graph, self.plan.device)
+        if self.plan.device.is_cpu:
+            return session.run(pixels)
+        with self.lock:
+            if self.batcher is None:
+                if self.options.batch_size != "auto":
+                    session.resize_batch(self.options.batch_size)
+                self.batcher = Batcher(session.run, session.batch_size)
+        return self.batcher.run(pixels)
 
     def _read_again(self, index: int) -> Content:
         reference = self._reference(index)

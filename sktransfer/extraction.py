@@ -11,11 +11,13 @@ import numpy as np
 
 from sktransfer.backbones import Backbone, find_backbone, resolve_preprocessing
 from sktransfer.cache import CacheDir, open_cache
-from sktransfer.embedding import Embeddings, ExtractionOptions, ExtractionPlan, Policy, Run
+from sktransfer.devices import resolve_device
+from sktransfer.embedding import Embeddings, Run
 from sktransfer.exceptions import ImageFailure, ImageReadError, ImageReadWarning
 from sktransfer.graph import Layer, plan_graph
 from sktransfer.images import describe_reference, is_missing
 from sktransfer.layers import POOLINGS
+from sktransfer.options import ExtractionOptions, ExtractionPlan, Policy
 from sktransfer.outputs import Output, open_output
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.references import (
@@ -25,7 +27,6 @@ from sktransfer.references import (
     list_references,
     reshape_flat_images,
 )
-from sktransfer.session import resolve_device
 
 if TYPE_CHECKING:
     import pandas as pd

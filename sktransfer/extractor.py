@@ -7,9 +7,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
 
 from sktransfer.backbones import pin_reference
-from sktransfer.embedding import ExtractionOptions
 from sktransfer.exceptions import BackboneError
 from sktransfer.extraction import extract_references, plan_extraction
+from sktransfer.options import ExtractionOptions
 from sktransfer.references import describe_flat_images, is_numeric_table, list_references, reshape_flat_images
 
 
@@ -39,12 +39,14 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     preprocessing : {"imagenet", "tf", "caffe"}, Preprocessing or None, default=None
         None is the backbone's own. Needed where the file does not bring one.
     device : str or list, default="auto"
-        "auto" (CUDA where it works, else the CPU), "cpu", "cuda", "cuda:1", or a list as for onnxruntime's
-        ``providers=``. The environment variable ``SKTRANSFER_DEVICE`` overrides it.
+        "auto" (CUDA where it works, else the CPU), "cpu", "cuda", "cuda:1", "tensorrt", or a list as for onnxruntime's
+        ``providers=``. The environment variable ``SKTRANSFER_DEVICE`` overrides it. One process at a time computes on a
+        GPU, others wait for it; ``SKTRANSFER_GPU_PROCESSES`` allows more.
     precision : {"float32", "float16"}, default="float32"
         float16 needs a GPU.
     batch_size : int or "auto", default="auto"
-        Images a run. "auto" is 1 on the CPU, where threads run side by side, and 64 on a GPU.
+        Images a run. "auto" is 1 on the CPU, where threads run side by side; on a GPU 16 to 256, as many as hold 256 G
+        multiply-accumulates (64 for ResNet-50), and half as many, again and again, where its memory does not suffice.
     missing_images : {"error", "nan", "zero"}, default="error"
         What an empty cell (None, NaN, an empty string) becomes: an error before the work, or a row of NaN or zeros.
     broken_images : {"error", "nan", "zero"}, default="error"

@@ -27,7 +27,7 @@ class LifeSign:
         self._path = folder / self.name
         self._file = open(self._path, "xb")  # noqa: SIM115
         with contextlib.suppress(OSError):  # a file system without locks: claims expire by time alone
-            _lock(self._file.fileno())
+            lock_file(self._file.fileno())
 
     def release(self) -> None:
         """Give the lock up and remove its file."""
@@ -44,7 +44,7 @@ def is_alive(folder: Path, name: str) -> bool:
     path = folder / name
     try:
         with open(path, "r+b") as file:
-            _lock(file.fileno())
+            lock_file(file.fileno())
     except FileNotFoundError:
         return False
     except OSError:
@@ -54,7 +54,8 @@ def is_alive(folder: Path, name: str) -> bool:
     return False
 
 
-def _lock(descriptor: int) -> None:
+def lock_file(descriptor: int) -> None:
+    """Lock an open file for this process, or raise OSError where another one has locked it."""
     if fcntl is not None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:

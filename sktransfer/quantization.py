@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from sktransfer.backbones import Backbone, load_backbone, resolve_preprocessing
 from sktransfer.cache import NO_CACHE
+from sktransfer.devices import CPU
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError, ImageReadError
 from sktransfer.extraction import describe_cell, list_cells, plan_extraction, read_references
@@ -26,7 +27,7 @@ from sktransfer.locations import locate, read_place
 from sktransfer.network import METADATA_KEY, METADATA_PREFIX, Network, load_model
 from sktransfer.outputs import replacing
 from sktransfer.preprocessing import Preprocessing
-from sktransfer.session import CPU, EmbeddingSession
+from sktransfer.session import EmbeddingSession
 from sktransfer.silence import silence
 from sktransfer.sources import store_folder
 

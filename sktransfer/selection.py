@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from sktransfer.backbones import Backbone
 from sktransfer.cache import CacheDir, open_cache
-from sktransfer.embedding import ExtractionOptions, Run
+from sktransfer.embedding import Run
 from sktransfer.exceptions import ImageFailure, ImageReadWarning
 from sktransfer.extraction import describe_cell, list_cells, plan_extraction, read_references, summarise_failures
+from sktransfer.options import ExtractionOptions
 from sktransfer.preprocessing import Preprocessing
 
 BackboneReference = str | os.PathLike[str] | Backbone

@@ -2,167 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-import io
+import math
 import os
-import sys
+import queue
+import re
 import threading
-import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from sktransfer.exceptions import BackboneError, DeviceError, DeviceWarning
+from sktransfer.batching import N_LANES
+from sktransfer.costs import count_macs
+from sktransfer.devices import Device
+from sktransfer.exceptions import BackboneError, DeviceError
 from sktransfer.graph import INPUT_NAME, OUTPUT_NAME, EmbeddingGraph
+from sktransfer.network import Network, load_model
 
 MAX_SESSIONS = 8  # open in one process; the least recently used is dropped
-GPU_BATCH = 64  # images a run
-DEVICE_VARIABLE = "SKTRANSFER_DEVICE"
+GPU_BATCHES = (16, 256)  # smallest and largest that is chosen
+GPU_BATCH_MACS = 256e9  # multiply-accumulates that a batch should hold: 64 images for ResNet-50
+GPU_MEMORY = "cuda"  # onnxruntime's name for where CUDA and TensorRT read and write
 
-Provider = str | tuple[str, dict[str, Any]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-
-@dataclass(frozen=True)
-class Device:
-    """What computes: a name for people, and what onnxruntime is told."""
-
-    name: str  # "cpu", "cuda:0" or the first provider's name
-    providers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-
-    @property
-    def family(self) -> str:
-        """What vectors are interchangeable within: "cpu", "cuda" or a provider's name."""
-        return self.name.partition(":")[0]
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether nothing but the CPU computes."""
-        return self.family == "cpu"
-
-
-CPU = Device("cpu", (("CPUExecutionProvider", ()),))
-
-
-def resolve_device(device: str | Sequence[Provider] = "auto") -> Device:
-    """The device that sessions will run on.
-
-    Parameters
-    ----------
-    device : str or sequence
-        "auto" (CUDA where it works, else the CPU), "cpu", "cuda", "cuda:1", or a list as for onnxruntime's
-        ``providers=``. The environment variable SKTRANSFER_DEVICE overrides it.
-
-    Raises
-    ------
-    DeviceError
-        If CUDA or a listed provider is asked for and cannot run here; the message says what to install.
-    """
-    device = os.environ.get(DEVICE_VARIABLE) or device
-    if not isinstance(device, str):
-        return _resolve_providers(device)
-    if device == "cpu":
-        return CPU
-    kind, _, number = device.partition(":")
-    if device != "auto" and (kind != "cuda" or not (number.isdecimal() or device == "cuda")):
-        raise ValueError(
-            f'device must be "auto", "cpu", "cuda", "cuda:<number>" or a list of providers. Got {device!r} instead.'
-        )
-    problem = _probe_cuda(int(number or 0))
-    if problem is None:
-        options = (("device_id", number or "0"),)
-        return Device(f"cuda:{number or 0}", (("CUDAExecutionProvider", options), ("CPUExecutionProvider", ())))
-    if device != "auto":
-        raise DeviceError(f'device={device!r} cannot run here: {problem} Use device="auto" to fall back to the CPU.')
-    if _count_gpus():
-        _warn_once(f"A GPU is present, but the CPU is used: {problem}")
-    return CPU
-
-
-def _resolve_providers(providers: Sequence[Provider]) -> Device:
-    pairs = [(entry, {}) if isinstance(entry, str) else (entry[0], entry[1]) for entry in providers]
-    known = ort.get_available_providers()
-    for name, _ in pairs:
-        if name not in known:
-            raise DeviceError(f"device must list providers of this onnxruntime, {known}. Got {name!r} instead.")
-    if not pairs:
-        raise ValueError("device must be a name or a non-empty list of providers. Got an empty list instead.")
-    name = "cpu" if pairs[0][0] == "CPUExecutionProvider" else pairs[0][0]
-    frozen = ((entry, tuple((str(k), str(v)) for k, v in options.items())) for entry, options in pairs)
-    return Device(name, tuple(frozen))
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, DeviceWarning, stacklevel=2)
-
-
-@functools.cache
-def _count_gpus() -> int:
-    """NVIDIA GPUs that the driver reports; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    return 0 if failed else count.value
-
-
-@functools.cache
-def _probe_cuda(number: int) -> str | None:
-    """Why CUDA device `number` cannot be used, or None; opens a session on a graph of one node and runs nothing."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this onnxruntime is built without CUDA. Run: pip uninstall onnxruntime; pip install onnxruntime-gpu."
-    gpus = _count_gpus()
-    if number >= gpus:
-        found = f"the NVIDIA driver reports {gpus} GPUs" if gpus else "no NVIDIA driver or no GPU was found"
-        return f"{found}. Install the driver, or choose another device."
-    preload_cuda_libraries()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    providers = [("CUDAExecutionProvider", {"device_id": str(number)})]
-    with _quiet_onnxruntime():
-        session = ort.InferenceSession(_IDENTITY_MODEL, options, providers=providers)
-    if "CUDAExecutionProvider" in session.get_providers():
-        return None
-    return (
-        f"onnxruntime {ort.__version__} could not load its CUDA or cuDNN libraries. "
-        'Run: pip install "sktransfer[cuda]".'
-    )
-
-
-def preload_cuda_libraries() -> None:
-    """Load the CUDA and cuDNN libraries that pip installed; onnxruntime does not look for them by itself."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-        ort.preload_dlls()
-
-
-@contextlib.contextmanager
-def _quiet_onnxruntime() -> Any:
-    ort.set_default_logger_severity(4)
-    try:
-        yield
-    finally:
-        ort.set_default_logger_severity(2)
-
-
-# One Identity node on a float tensor of one element, opset 13: bytes, so that to ask for the device imports no onnx.
-_IDENTITY_MODEL = (
-    b'\x08\x08:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05probeZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
-)
+_OUT_OF_MEMORY = re.compile("out of memory|failed to allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 class EmbeddingSession:
-    """An open onnxruntime session of one embedding graph. Safe for threads."""
+    """An open onnxruntime session of one embedding graph. Safe for threads.
+
+    On the CPU a run takes any number of images. On anything else it takes `batch_size`, of which the last are copies
+    where there are fewer, so that the device sees one shape only.
+    """
 
     def __init__(self, graph: EmbeddingGraph, device: Device) -> None:
         options = ort.SessionOptions()
@@ -181,25 +55,108 @@ class EmbeddingSession:
         opened = self._session.get_providers()
         if device.providers[0][0] not in opened:
             raise DeviceError(f"onnxruntime fell back from {device.providers[0][0]} to {opened[0]}.")
-        self._frozen_batch = graph.frozen_batch
-        self._run_lock = contextlib.nullcontext() if device.is_cpu else threading.Lock()
+        self._graph, self._device = graph, device
+        self.batch_size = 1 if device.is_cpu or graph.frozen_batch else choose_batch(graph)
+        self._lanes: queue.Queue[_Lane] | None = None
+        self._lock = threading.Lock()
+        self._run_lock = threading.Lock()
 
-    def run(self, pixels: Pixels, pad_to: int = 0) -> Vectors:
-        """Embed a batch: uint8 (n, h, w, 3) -> float32 (n, d).
+    def run(self, pixels: Pixels) -> Vectors:
+        """Embed images: uint8 (n, h, w, 3) -> float32 (n, d).
 
-        A batch shorter than `pad_to` is filled up with copies of its last image, so that a GPU sees one shape only.
+        Raises
+        ------
+        DeviceError
+            If the GPU has too little memory for a single image.
         """
-        if self._frozen_batch:
-            batches = [pixels[row : row + 1] for row in range(len(pixels))]
-        elif len(pixels) < pad_to:
-            batches = [np.concatenate([pixels, np.repeat(pixels[-1:], pad_to - len(pixels), axis=0)])]
-        else:
-            batches = [pixels]
-        with self._run_lock:
-            vectors = [self._session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0] for batch in batches]
+        vectors: list[Vectors] = []
+        if self._device.is_cpu:
+            size = 1 if self._graph.frozen_batch else max(1, len(pixels))
+            for start in range(0, len(pixels), size):
+                vectors += self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels[start : start + size]})
+        start = 0
+        while start < len(pixels) and not self._device.is_cpu:
+            size = self.batch_size
+            try:
+                vectors.append(self._run_batch(pixels[start : start + size], size))
+                start += size
+            except Exception as error:
+                if not _OUT_OF_MEMORY.search(str(error)):
+                    raise
+                self._halve(size, error)
         _count_rows(len(pixels))
-        joined: Vectors = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-        return joined[: len(pixels)]
+        return vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+
+    def resize_batch(self, batch_size: int) -> None:
+        """Run batches of this size from now on, where the device runs batches."""
+        with self._lock:
+            if batch_size != self.batch_size and not (self._device.is_cpu or self._graph.frozen_batch):
+                self.batch_size, self._lanes = batch_size, None
+
+    def _run_batch(self, pixels: Pixels, size: int) -> Vectors:
+        n = len(pixels)
+        if n < size:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], size - n, axis=0)])
+        if self._device.gpu is None:
+            with self._run_lock:
+                vectors: Vectors = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+            return vectors[:n]
+        lanes = self._open_lanes(size)
+        lane = lanes.get()
+        try:
+            return lane.run(pixels, self._run_lock)[:n]
+        finally:
+            lanes.put(lane)
+
+    def _open_lanes(self, size: int) -> queue.Queue[_Lane]:
+        """Lanes of this size, as many as `Batcher` uses."""
+        with self._lock:
+            lanes = self._lanes
+            if lanes is None:
+                lanes = queue.Queue()
+                for _ in range(N_LANES):
+                    lanes.put(_Lane(self._session, self._graph, size, self._device.gpu or 0))
+                self._lanes = lanes if size == self.batch_size else None
+            return lanes
+
+    def _halve(self, size: int, error: Exception) -> None:
+        """Half of `size` images a run from now on, unless another thread has seen to it."""
+        with self._lock:
+            if self.batch_size == size == 1:
+                raise DeviceError(
+                    f"{self._device.name} has too little memory for one image of {self._graph.path}: {error} "
+                    'Free some of it, or use device="cpu".'
+                ) from error
+            if self.batch_size == size:
+                self.batch_size, self._lanes = size // 2, None
+
+
+def choose_batch(graph: EmbeddingGraph) -> int:
+    """Images a run that keep a GPU busy: a power of two, fewer for networks that cost more."""
+    network = Network(load_model(graph.path, weights=False), graph.path, graph.preprocessing)
+    macs = count_macs(network, network.ancestors(cut.tensor for cut in graph.cuts))
+    smallest, largest = GPU_BATCHES
+    wanted = 2 ** round(math.log2(GPU_BATCH_MACS / max(macs, 1)))
+    return int(min(max(wanted, smallest), largest))
+
+
+class _Lane:
+    """Memory of the device for one batch and its vectors, and their binding to a session: made once, used again."""
+
+    def __init__(self, session: ort.InferenceSession, graph: EmbeddingGraph, batch_size: int, number: int) -> None:
+        self._session, self._binding = session, session.io_binding()
+        allocate = ort.OrtValue.ortvalue_from_shape_and_type
+        self._pixels = allocate((batch_size, *graph.preprocessing.crop, 3), np.uint8, GPU_MEMORY, number)
+        self._vectors = allocate((batch_size, graph.n_features), np.float32, GPU_MEMORY, number)
+        self._binding.bind_ortvalue_input(INPUT_NAME, self._pixels)
+        self._binding.bind_ortvalue_output(OUTPUT_NAME, self._vectors)
+
+    def run(self, pixels: Pixels, lock: threading.Lock) -> Vectors:
+        """Send whole batches up while another lane computes; `lock` lets one compute at a time."""
+        self._pixels.update_inplace(np.ascontiguousarray(pixels))
+        with lock:
+            self._session.run_with_iobinding(self._binding)
+        return np.array(self._vectors.numpy())
 
 
 _lock = threading.Lock()

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from sktransfer.backbones import Backbone, load_backbone
-from sktransfer.embedding import ExtractionOptions
 from sktransfer.exceptions import BackboneError
 from sktransfer.extraction import extract_references, plan_extraction
 from sktransfer.network import read_input_size
+from sktransfer.options import ExtractionOptions
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.references import list_references
 from sktransfer.registry import find_digest, models_folder

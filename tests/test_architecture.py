@@ -8,13 +8,25 @@ import sktransfer
 PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
-    0: {"blocks", "database", "digests", "exceptions", "folders", "liveness", "silence", "sizes"},
-    1: {"_optional", "claims", "downloads", "front", "images", "outputs", "preprocessing", "references", "safety"},
+    0: {"batching", "blocks", "database", "digests", "exceptions", "folders", "liveness", "silence", "sizes"},
+    1: {
+        "_optional",
+        "claims",
+        "devices",
+        "downloads",
+        "front",
+        "images",
+        "outputs",
+        "preprocessing",
+        "references",
+        "safety",
+        "turns",
+    },
     2: {"configurations", "locations", "registry", "shapes", "sources", "store"},
     3: {"network", "places"},
     4: {"cache", "conversion", "hub", "layers"},
     5: {"backbones", "costs", "graph"},
-    6: {"session"},
+    6: {"options", "session"},
     7: {"embedding"},
     8: {"extraction"},
     9: {"diagnosis", "extractor", "quantization", "selection", "tables", "verification"},

@@ -14,12 +14,23 @@ def benchmark_module(monkeypatch):
     return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-def test_the_gpu_benchmark_checks_and_measures_any_device(benchmark_module):
+def test_the_gpu_benchmark_checks_and_measures_any_device(benchmark_module, tmp_path, monkeypatch):
     gpu = benchmark_module("gpu")
-    name, distance, *rates, share = gpu.measure("tiny-v1", "tiny-v1", "cpu", gpu.photos(4), rounds=2)
-    assert (name, distance) == ("tiny-v1", "0.0e+00 ok")
-    assert all(float(rate) > 0 for rate in rates)
-    assert "–" in share
+    monkeypatch.setattr(gpu, "choose_batch", lambda graph: 2)
+    arrays, paths = gpu.make_photos(5, 96, 96), gpu.write_files(tmp_path, 3)
+    row = gpu.measure("tiny-v1", "tiny-v1", None, "float32", gpu.CPU, arrays, paths, rounds=2)
+    assert row[:4] == ["tiny-v1", "float32", "2", "0.0e+00 ok"]
+    assert all(float(rate) > 0 for rate in row[4:8])
+    assert (row[8:10], row[12:]) == (["–", "–"], ["–", "–"])
+    assert all("–" in share for share in row[10:12])
+
+
+def test_the_gpu_benchmark_tries_every_option(benchmark_module, monkeypatch):
+    gpu = benchmark_module("gpu")
+    monkeypatch.setattr(gpu, "choose_batch", lambda graph: 2)
+    rows = gpu.measure_options("tiny-v1", "tiny-v1", "float32", gpu.CPU, 2, rounds=1)
+    assert len({tuple(row[2:5]) for row in rows}) == 12
+    assert all(float(row[-1]) > 0 for row in rows)
 
 
 def test_the_gpu_benchmark_says_where_there_is_no_gpu(benchmark_module, monkeypatch, capsys):

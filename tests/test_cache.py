@@ -15,6 +15,7 @@ import pytest
 from conftest import encode, photo, save_backbone, small_classifier
 
 import sktransfer.cache
+import sktransfer.options
 import sktransfer.store
 from sktransfer import CacheWarning, PretrainedFeatureExtractor, cache_info, clear_cache, extract, prefetch
 from sktransfer.cache import close_all, locate_cache, open_cache
@@ -193,7 +194,7 @@ def test_other_weights_behind_the_same_name_are_another_key(embed, backbone_file
 @pytest.mark.parametrize("name", ["KEY_VERSION", "GRAPH_VERSION"])
 def test_a_version_of_the_pixels_or_of_the_surgery_invalidates(embed, photos, passes, monkeypatch, name):
     embed(photos)
-    monkeypatch.setattr(sktransfer.embedding if name == "KEY_VERSION" else sktransfer.graph, name, 99)
+    monkeypatch.setattr(sktransfer.options if name == "KEY_VERSION" else sktransfer.graph, name, 99)
     embed(photos)
     assert passes() == 12
 

@@ -13,7 +13,7 @@ from PIL import Image
 import sktransfer
 import sktransfer.embedding
 from sktransfer import ImageReadError, ImageReadWarning, extract
-from sktransfer.embedding import count_threads
+from sktransfer.options import count_threads
 from sktransfer.session import forward_passes
 
 
