@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sktransfer.exceptions import ImageReadError
 
@@ -110,7 +110,9 @@ def to_rgb(image: Image.Image, pixel_range: PixelRange = None) -> Image.Image:
     """Apply the EXIF orientation and convert any mode to RGB, transparency over white; `image` stays as it is."""
     # A damaged EXIF block costs the orientation, not the photo.
     with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)
+        # Without an orientation, exif_transpose would copy the pixels for nothing.
+        if image.format != "JPEG" or image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+            image = ImageOps.exif_transpose(image)
     if image.mode in _WIDE_MODES:
         return _wide_to_rgb(image, pixel_range)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:

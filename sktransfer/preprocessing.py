@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from sktransfer.resampling import resize_part
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
@@ -117,10 +119,13 @@ class Preprocessing:
         if width * height > _MAX_RESIZED_PIXELS:
             image = self._resize_the_crop(image, width, height)
         else:
-            if (width, height) != image.size:
+            part = (left, top, left + crop_width, top + crop_height)
+            if (width, height) != image.size and left >= 0 <= top:
+                image = resize_part(image, (width, height), part, _FILTERS[self.resample])
+            elif (width, height) != image.size:
                 image = image.resize((width, height), _FILTERS[self.resample])
-            if (left, top, width, height) != (0, 0, crop_width, crop_height):
-                image = image.crop((left, top, left + crop_width, top + crop_height))
+            if image.size != (crop_width, crop_height):
+                image = image.crop(part)
         return np.asarray(image)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:

@@ -8,7 +8,18 @@ import sktransfer
 PACKAGE = Path(sktransfer.__file__).parent
 
 FLOORS = {
-    0: {"batching", "blocks", "database", "digests", "exceptions", "folders", "liveness", "silence", "sizes"},
+    0: {
+        "batching",
+        "blocks",
+        "database",
+        "digests",
+        "exceptions",
+        "folders",
+        "liveness",
+        "resampling",
+        "silence",
+        "sizes",
+    },
     1: {
         "_optional",
         "claims",
