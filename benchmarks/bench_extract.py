@@ -43,7 +43,7 @@ def decode(path: str, p: Preprocessing) -> Pixels:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     scale = p.resize / min(image.size)
     size = [p.resize if side == min(image.size) else int(side * scale) for side in image.size]
-    image = image.resize(size, Image.Resampling[p.interpolation.upper()])
+    image = image.resize(size, Image.Resampling[p.resample.upper()])
     left, top = (round((side - crop) / 2) for side, crop in zip(image.size, p.crop[::-1], strict=True))
     return np.asarray(image.crop((left, top, left + p.crop[1], top + p.crop[0])))
 
@@ -147,11 +147,11 @@ def main() -> None:
          "extract ÷ bare loop", "extract ÷ ideal packing", "extract with an empty cache ÷ without",
          "forward ÷ the cores' peak", "best forward loop: workers × threads × batch"],
         rows,
-        f"{len(paths)} JPEG files of about 400×533 pixels, {CORES} cores, {arguments.rounds} alternating rounds: medians, "
-        "and for ratios median (smallest–largest) over the rounds. The bare loop uses no library of ours but the uint8 "
-        "graph itself: Pillow, one thread a core, one image a run; its vectors are the same to the bit. Ideal packing: "
-        f"1 ÷ (1/decode + 1/forward). A core's peak is the best of seven float32 products of {MATRIX}×{MATRIX} matrices "
-        f"on one thread: {rate / 1e9:.0f} G multiply-accumulates a second.",
+        f"{len(paths)} JPEG files of about 400×533 pixels, {CORES} cores, {arguments.rounds} alternating rounds: "
+        "medians, and for ratios median (smallest–largest) over the rounds. The bare loop uses no library of ours but "
+        "the uint8 graph itself: Pillow, one thread a core, one image a run; its vectors are the same to the bit. "
+        "Ideal packing: 1 ÷ (1/decode + 1/forward), both in the bare loop's way. A core's peak is the best of seven "
+        f"float32 products of {MATRIX}×{MATRIX} matrices on one thread, {rate / 1e9:.0f} G products a second.",
     )  # fmt: skip
 
 

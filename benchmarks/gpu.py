@@ -3,9 +3,9 @@
     python -m benchmarks.gpu
 
 Runs unattended. Correctness first: vectors on CUDA against the CPU's, as a relative distance. Then, for each network
-in float32 and float16, images a second of: a bare onnxruntime CUDA loop whose pixels lie on the device already; decoding
-on all cores; `extract` from uint8 arrays and from JPEG files; and torch in float16, channels last, compiled with CUDA
-graphs, from the same arrays and (through a DataLoader) the same files. Last, what options of onnxruntime would change.
+in float32 and float16, images a second of: a bare onnxruntime CUDA loop whose pixels lie on the device already;
+decoding on all cores; `extract` from uint8 arrays and from JPEG files; and torch in float16, channels last, compiled
+with CUDA graphs, from the same arrays and (through a DataLoader) the same files. Last, what options would change.
 
 Without a GPU it says so and exits 0. With torch and torchvision there, ResNet-50 and MobileNetV2 with random weights
 are exported and measured; the embedded backbone always is.

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -70,8 +71,8 @@ class Run:
         self.todo: list[int] = []  # cells whose vector is not known
         self.taken = 0  # of them, by threads
         self.first_of: dict[bytes, int] = {}  # digest -> cell that gets the vector in this call
-        self.same_place: list[tuple[int, int]] = []  # (cell, an earlier cell with the same reference)
-        self.same_image: list[tuple[int, int]] = []  # (cell, another cell with the same content)
+        self.same_place = array("q")  # a cell, an earlier one with the same reference, the next cell, …
+        self.same_image = array("q")  # a cell, another one with the same content, the next cell, …
         self.broken: dict[int, str] = {}
         self.hits = self.passes = 0
         self.working = 0  # threads
@@ -109,7 +110,7 @@ class Run:
             if place is not None:
                 first = first_at.setdefault(place, index)
                 if first != index:
-                    self.same_place.append((index, first))
+                    self.same_place.extend((index, first))
                     continue
             self.todo.append(index)
             places.append(place or "")
@@ -119,10 +120,10 @@ class Run:
         """Fill the rows of self.todo that lie at `places`, where nothing has changed and the vectors are known."""
         if self.cache.folder is None or not any(places):
             return
-        digests = self.cache.places.recall([place for place in places if place])
         left: list[int] = []
         for start in range(0, len(self.todo), PART_IMAGES):
             part = slice(start, start + PART_IMAGES)
+            digests = self.cache.places.recall(filter(None, places[part]))
             left += self._fill_known(self.todo[part], [digests.get(place, b"") for place in places[part]])
         self.todo = left
 
@@ -240,8 +241,9 @@ class Run:
                     tasks += [] if task is None else [task]
             self._embed(tasks, deferred)
         finally:
-            if claim.id:
+            if claim.id or self.cache.places.n_new >= PART_IMAGES:
                 self.cache.keep_shortcuts()
+            if claim.id:
                 self.cache.release(claim)
         return sorted(later)
 
@@ -298,7 +300,7 @@ class Run:
         with self.lock:
             first = self.first_of.setdefault(digest, index)
             if first != index:
-                self.same_image.append((index, first))
+                self.same_image.extend((index, first))
                 return None
         return index, digest, content
 
@@ -413,13 +415,14 @@ class Run:
 
     def _copy(self) -> None:
         """Rows of images that came up more than once."""
-        for index, source in (*self.same_image, *self.same_place):
+        pairs = self.same_image + self.same_place  # whose sources may be among the former
+        for index, source in zip(pairs[::2], pairs[1::2], strict=True):
             if source in self.broken:
                 self.broken[index] = self.broken[source]
             elif self.outputs is not None:
                 column, row = self.cells[source]
                 self._store(index, self.outputs[column][row])
-        self._advance(others=len(self.same_image) + len(self.same_place))
+        self._advance(others=len(pairs) // 2)
 
     def _advance(self, *, hits: int = 0, passes: int = 0, others: int = 0) -> None:
         with self.lock:

@@ -82,11 +82,12 @@ class Places:
         if not is_file(place):
             checked = time.monotonic() if validator is not None else float("inf")
             self._remotes[place] = validator, digest, checked
-        elif validator:
-            self._keep_file(place, validator + digest)
         if validator:
+            both = validator + digest
+            if is_file(place):
+                self._keep_file(place, both)
             with self._lock:
-                self._new[name_place(place)] = validator + digest
+                self._new[name_place(place)] = both
 
     def _keep_file(self, place: str, validator_and_digest: bytes) -> None:
         if len(self._files) >= MAX_SHORTCUTS:
@@ -114,6 +115,11 @@ class Places:
                     self._new[name] = validator + bytes.fromhex(digest)
         self._models[place] = stamp, digest
         return digest
+
+    @property
+    def n_new(self) -> int:
+        """How many places `take_new` would return."""
+        return len(self._new)
 
     def take_new(self) -> dict[bytes, bytes]:
         """What was learnt since the last time, by name of the place: validator and digest."""

@@ -2,6 +2,7 @@ import itertools
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,14 @@ def test_each_distinct_image_is_run_once(embed, photo_files):
     assert forward_passes() - before == 6
     embed(photo_files, cache_dir=None)
     assert forward_passes() - before == 12
+
+
+def test_a_reference_repeated_after_a_copy_of_another_gets_its_vector(embed, photo_files, tmp_path):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(Path(photo_files[0]).read_bytes())
+    vectors = embed([photo_files[1], photo_files[0], str(copy), str(copy), photo_files[0]], n_jobs=1)
+    for row in (2, 3, 4):
+        np.testing.assert_array_equal(vectors[row], vectors[1])
 
 
 def test_a_file_replaced_in_place_is_read_again(embed, photo_files, photos):
