@@ -4,25 +4,30 @@
 
 Each backbone is quantised on every eighth of the clothing photos, then both run in alternation: the forward pass
 alone over ready pixels, and `extract` from the JPEG files. Accuracy is that of benchmarks/bench_quality.py, split by
-the person who took the photo.
+the person who took the photo. Beside them what two decisions are worth: weights of 7 bits (the distance with 8), and
+operands of the normalisation as long as a line (the speed without).
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from joblib import cpu_count
 
-import sktransfer
+import sktransfer.quantization
 from benchmarks.bench_quality import accuracy, tasks
 from benchmarks.measure import alternate, assets_folder, spread, write_markdown
+from sktransfer.devices import CPU
 from sktransfer.extraction import plan_extraction
 from sktransfer.images import decode_content
+from sktransfer.network import Network
 from sktransfer.quantization import MAX_DISTANCE, MIN_SPEEDUP, make_twin
-from sktransfer.session import open_session
+from sktransfer.session import EmbeddingSession
 
 BACKBONES = ("tiny-v1", "mobilenetv1_0.25_128", "squeezenet1.1", "mobilenetv2_features", "resnet18_layer3",
              "resnet50v2_stage3", "inception_v3_mixed8")  # fmt: skip
@@ -30,9 +35,8 @@ ROUNDS = 5
 TIMED = 200  # photos of a round
 
 
-def forward(backbone: object, pixels: np.ndarray):
-    plan = plan_extraction(backbone, device="cpu")
-    session = open_session(plan.graph, plan.device)
+def forward(backbone: object, pixels: np.ndarray) -> Callable[[], None]:
+    session = EmbeddingSession(plan_extraction(backbone, device="cpu").graph, CPU)
 
     def run() -> None:
         with ThreadPoolExecutor(cpu_count()) as pool:
@@ -41,30 +45,47 @@ def forward(backbone: object, pixels: np.ndarray):
     return run
 
 
+def short_operands_forward(backbone: object, pixels: np.ndarray) -> Callable[[], None]:
+    with mock.patch.object(Network, "is_quantized", new=False):
+        return forward(backbone, pixels)
+
+
+def distance_with_8_bits(backbone: object, paths: list[str], output: Path) -> float:
+    names = {"WEIGHT_BITS": 8, "MIN_SPEEDUP": 0.0, "MAX_DISTANCE": np.inf}
+    with mock.patch.multiple(sktransfer.quantization, **names):
+        return make_twin(backbone, paths, output=output).card.distance
+
+
+def divide(slow: list[float], fast: list[float]) -> str:
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
 def measure(name: str, paths: list[str], labels: np.ndarray, groups: np.ndarray) -> list[str]:
     backbone = sktransfer.load_backbone(name if name == "tiny-v1" else assets_folder() / "models" / name)
     with tempfile.TemporaryDirectory() as folder:
         found = make_twin(backbone, paths[::8], output=Path(folder) / "int8.onnx")
         if found.complaint:
-            return [name, f"{found.speedup:.2f}, float32 stays", "", f"{found.card.distance:.3f}", "", "", ""]
+            return [name, f"{found.speedup:.2f}: float32 stays", "–", f"{found.card.distance:.3f}", *"–––––"]
         crop = backbone.preprocessing.resize_and_crop
         pixels = np.stack([crop(decode_content(Path(path).read_bytes(), None)) for path in paths[:TIMED]])
         both = {"float32": backbone, "int8": found.backbone}
         embeddings = {key: sktransfer.extract(paths, one) for key, one in both.items()}
-        alone = alternate({key: forward(one, pixels) for key, one in both.items()}, ROUNDS)
+        alone = alternate(
+            {key: forward(one, pixels) for key, one in both.items()}
+            | {"short": short_operands_forward(found.backbone, pixels)},
+            ROUNDS,
+        )
         timed = paths[:TIMED]
         files = alternate(
             {key: lambda one=one: sktransfer.extract(timed, one, cache_dir=None) for key, one in both.items()}, ROUNDS
         )
-    ratios = [
-        spread([slow / fast for slow, fast in zip(seconds["float32"], seconds["int8"], strict=True)])
-        for seconds in (alone, files)
-    ]
-    lengths = np.linalg.norm(embeddings["float32"], axis=1)
-    distances = np.linalg.norm(embeddings["int8"] - embeddings["float32"], axis=1) / lengths
+        with_8_bits = distance_with_8_bits(backbone, paths[::8], Path(folder) / "8.onnx")
+    distances = np.linalg.norm(embeddings["int8"] - embeddings["float32"], axis=1)
+    distances /= np.linalg.norm(embeddings["float32"], axis=1)
     scores = [accuracy(embeddings[key], labels, groups) for key in both]
-    figures = (np.median(distances), np.quantile(distances, 0.99), *scores)
-    return [name, *ratios, *(f"{figure:.3f}" for figure in figures)]
+    ratios = [divide(seconds["float32"], seconds["int8"]) for seconds in (alone, files)]
+    figures = (np.median(distances), np.quantile(distances, 0.99), *scores, with_8_bits)
+    return [name, *ratios, *(f"{figure:.3f}" for figure in figures), divide(alone["float32"], alone["short"])]
 
 
 def main() -> None:
@@ -75,7 +96,7 @@ def main() -> None:
         "Where does int8 pay: how much faster, how far from float32, and at what accuracy?",
         "python -m benchmarks.bench_int8",
         ["backbone", "forward, int8 ÷ float32", "from files, int8 ÷ float32", "distance, median", "distance, 99 %",
-         "accuracy, float32", "accuracy, int8"],
+         "accuracy, float32", "accuracy, int8", "distance with 8-bit weights", "forward without long operands"],
         rows,
         f"Images a second, one thread a core, {TIMED} photos, {ROUNDS} alternating rounds: median (smallest–largest). "
         f"Distances over {len(paths)} photos, in lengths of the float32 embedding. Accuracy: clothing, 17 kinds, five "

@@ -11,6 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,6 +30,16 @@ def assets_folder() -> Path:
 def clothing_photos() -> list[str]:
     """Paths of the 966 photos of the clothing data set, sorted."""
     return sorted(map(str, (assets_folder() / "datasets" / "clothing" / "images").glob("*.jpg")))
+
+
+def decode(path: str, preprocessing: Any) -> np.ndarray:
+    """What a user writes with Pillow, for a shorter side and a square crop: uint8 (h, w, 3)."""
+    p, image = preprocessing, ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    scale = p.resize / min(image.size)
+    size = [p.resize if side == min(image.size) else int(side * scale) for side in image.size]
+    image = image.resize(size, Image.Resampling[p.resample.upper()])
+    left, top = (round((side - crop) / 2) for side, crop in zip(image.size, p.crop[::-1], strict=True))
+    return np.asarray(image.crop((left, top, left + p.crop[1], top + p.crop[0])))
 
 
 def alternate(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

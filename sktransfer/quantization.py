@@ -38,6 +38,7 @@ MAX_IMAGES = 320  # that are read: more do not move the ranges of activations
 HELD_OUT = 4  # every fourth image measures the distance and is not calibrated on
 MIN_SPEEDUP = 1.1  # below, float32 stays
 MAX_DISTANCE = 0.3  # above, float32 stays; up to 0.23 no accuracy was lost (benchmarks/results/int8.md)
+WEIGHT_BITS = 7  # of 8, so that no processor clips sums of products
 CARD_KEY = f"{METADATA_PREFIX}quantization"
 
 _MIN_OPSET = 13  # scales for each channel
@@ -250,7 +251,7 @@ def _write_twin(network: Network, pixels: Pixels, path: Path, verbose: bool | in
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(_OPERATORS),
                 per_channel=True,
-                reduce_range=True,
+                reduce_range=WEIGHT_BITS == 7,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
