@@ -337,7 +337,7 @@ def main() -> None:
     write_markdown(
         "peers",
         "How fast is `extract` beside what a user would pick instead?",
-        "python -m benchmarks.bench_peers",
+        f"python -m benchmarks.bench_peers --photos {len(paths)} --rounds {arguments.rounds}",
         ["backbone", "part", "candidate", "setting", "images/s", "sktransfer ÷ it", "distance to sktransfer's vectors"],
         rows,
         f"{', '.join(map(installed, PACKAGES))}. {len(paths)} JPEG files of about 400×533 pixels, {arguments.rounds} "
@@ -350,7 +350,8 @@ def main() -> None:
         "of one size; the ragged rest runs eagerly. fastembed and transformers resize and crop by themselves; "
         "fastembed returns unit vectors, hence the cosine. embetter embeds one image a forward pass, records "
         f"gradients, and is measured on the first {SLOW} photos and scaled. Distance: median of ‖theirs − ours‖ ÷ "
-        f"‖ours‖ over {CHECKED} photos.",
+        f"‖ours‖ over {CHECKED} photos. A run includes the start of a peer's worker processes, 0.2 to 0.4 s for a "
+        "DataLoader and more for fastembed's: with few photos that counts against settings with workers.",
     )
 
 

@@ -187,7 +187,7 @@ def _arithmetic_steps(network: Network) -> tuple[list[Step], list[onnx.TensorPro
     p, steps, weights = network.preprocessing, list[Step](), list[onnx.TensorProto]()
     nchw = network.layout == "NCHW"
     # onnxruntime computes quantised networks channels last and carries the transposition back to the pixels, where
-    # operands of three values are repeated three by three: a millisecond an image. Operands as long as a line are not.
+    # operands of three values are repeated three by three, slowly. Operands as long as a line are not.
     transpose_first = nchw and not network.is_quantized
     channel_axis = 1 if transpose_first else 3
     transpose: Step = ("Transpose", [], {"perm": [0, 3, 1, 2]})
