@@ -240,14 +240,14 @@ def _write_twin(network: Network, pixels: Pixels, path: Path, verbose: bool | in
             row = next(self.rows, None)
             return None if row is None else {network.image_input.name: _normalize(row, network)}
 
-    simplified = path.with_name("simplified.onnx")
+    simplified, reader = path.with_name("simplified.onnx"), Reader()  # before the silence, which its bar would share
     try:
         _simplify(network.model, simplified)
         with silence():
             quantize_static(
                 str(simplified),
                 str(path),
-                Reader(),
+                reader,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(_OPERATORS),
                 per_channel=True,

@@ -34,8 +34,8 @@ _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate memory|ALLOC_FAILE
 class EmbeddingSession:
     """An open onnxruntime session of one embedding graph. Safe for threads.
 
-    On the CPU a run takes any number of images. On anything else it takes `batch_size`, of which the last are copies
-    where there are fewer, so that the device sees one shape only.
+    On the CPU a run takes any number of images, elsewhere at most `batch_size`. On a GPU of NVIDIA's it takes exactly so
+    many, of which the last are copies where there are fewer, so that the device sees one shape only.
     """
 
     def __init__(self, graph: EmbeddingGraph, device: Device) -> None:
@@ -57,7 +57,7 @@ class EmbeddingSession:
             raise DeviceError(f"onnxruntime fell back from {device.providers[0][0]} to {opened[0]}.")
         self._graph, self._device = graph, device
         self.batch_size = 1 if device.is_cpu or graph.frozen_batch else choose_batch(graph)
-        self._lanes: queue.Queue[_Lane] | None = None
+        self._lanes: tuple[int, queue.Queue[_Lane]] | None = None  # with the size of their batches
         self._lock = threading.Lock()
         self._run_lock = threading.Lock()
 
@@ -95,12 +95,12 @@ class EmbeddingSession:
 
     def _run_batch(self, pixels: Pixels, size: int) -> Vectors:
         n = len(pixels)
-        if n < size:
-            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], size - n, axis=0)])
         if self._device.gpu is None:
             with self._run_lock:
                 vectors: Vectors = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
-            return vectors[:n]
+            return vectors
+        if n < size:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], size - n, axis=0)])
         lanes = self._open_lanes(size)
         lane = lanes.get()
         try:
@@ -109,14 +109,15 @@ class EmbeddingSession:
             lanes.put(lane)
 
     def _open_lanes(self, size: int) -> queue.Queue[_Lane]:
-        """Lanes of this size, as many as `Batcher` uses."""
+        """Lanes of this size, as many as `Batcher` uses; kept while batches have it."""
         with self._lock:
-            lanes = self._lanes
-            if lanes is None:
-                lanes = queue.Queue()
-                for _ in range(N_LANES):
-                    lanes.put(_Lane(self._session, self._graph, size, self._device.gpu or 0))
-                self._lanes = lanes if size == self.batch_size else None
+            if self._lanes is not None and self._lanes[0] == size:
+                return self._lanes[1]
+            lanes: queue.Queue[_Lane] = queue.Queue()
+            for _ in range(N_LANES):
+                lanes.put(_Lane(self._session, self._graph, size, self._device.gpu or 0))
+            if size == self.batch_size:
+                self._lanes = size, lanes
             return lanes
 
     def _halve(self, size: int, error: Exception) -> None:

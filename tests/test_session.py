@@ -270,6 +270,27 @@ def test_lanes_are_made_once(backbone_file, photos, gpu, monkeypatch):
     assert len(made) == 2
 
 
+def test_a_batch_under_way_keeps_its_size_when_another_thread_changes_it(backbone_file, gpu, batches):
+    session = EmbeddingSession(plan_extraction(backbone_file).graph, PRETENDED)
+    pixels = np.stack([photo(seed, 32, 32) for seed in range(4)])
+    session.resize_batch(8)
+    expected = session.run(pixels)
+    session.resize_batch(2)
+    session.run(pixels[:2])
+    np.testing.assert_array_equal(session._run_batch(pixels, 8), expected)
+    np.testing.assert_array_equal(session.run(pixels), expected)
+    assert batches == [8, 2, 8, 2, 2]
+
+
+def test_other_accelerators_get_batches_without_copies(backbone_file, gpu):
+    device = Device("RocketProvider", PRETENDED.providers)
+    session = EmbeddingSession(plan_extraction(backbone_file).graph, device)
+    session.resize_batch(3)
+    pixels = np.stack([photo(seed, 32, 32) for seed in range(4)])
+    expected = EmbeddingSession(plan_extraction(backbone_file).graph, CPU).run(pixels)
+    np.testing.assert_array_equal(session.run(pixels), expected)
+
+
 def test_a_graph_of_one_image_a_run_gets_one(tmp_path, photos, gpu, batches):
     path = save_backbone(tmp_path / "frozen", small_classifier())
     plan = dataclasses.replace(plan_extraction(path).graph, batching="frozen")
