@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate memory|ALLOC_FAILE
 class EmbeddingSession:
     """An open onnxruntime session of one embedding graph. Safe for threads.
 
-    On the CPU a run takes any number of images, elsewhere at most `batch_size`. On a GPU of NVIDIA's it takes exactly so
+    On the CPU a run takes any number of images, elsewhere at most `batch_size`. On an NVIDIA GPU it takes exactly so
     many, of which the last are copies where there are fewer, so that the device sees one shape only.
     """
 
