@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from sktransfer.exceptions import DeviceError, DeviceWarning
 from sktransfer.folders import user_folder
+from sktransfer.silence import silence
 
 DEVICE_VARIABLE = "SKTRANSFER_DEVICE"
 
@@ -164,7 +165,7 @@ def _probe(provider: str, number: int) -> str | None:
     preload_cuda_libraries()
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    with _quiet_onnxruntime():
+    with _quiet_onnxruntime(), silence():  # without TensorRT's libraries, onnxruntime prints a banner to stdout
         session = ort.InferenceSession(_IDENTITY_MODEL, options, providers=[(provider, {"device_id": str(number)})])
     if provider in session.get_providers():
         return None

@@ -92,6 +92,20 @@ def test_tensorrt_that_is_not_there_is_an_error(machine):
         resolve_device("tensorrt")
 
 
+def test_a_provider_that_prints_while_it_fails_is_not_heard(machine, monkeypatch, capfd):
+    machine(gpus=1, providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"))
+    fake = type("Session", (), {"get_providers": lambda self: ["CPUExecutionProvider"]})
+
+    def fall_back(*args, **options):  # onnxruntime/python/onnxruntime_inference_collection.py, InferenceSession
+        print("*************** EP Error ***************")
+        return fake()
+
+    monkeypatch.setattr(ort, "InferenceSession", fall_back)
+    with pytest.raises(DeviceError, match="could not load TensorRT. Run: pip install tensorrt"):
+        resolve_device("tensorrt")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_number_beyond_the_gpus_is_named(machine):
     machine(gpus=1)
     with pytest.raises(DeviceError, match="the NVIDIA driver reports 1 GPUs"):
