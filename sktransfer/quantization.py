@@ -90,7 +90,8 @@ def quantize_backbone(
     backbone : str, Path or Backbone
         As for :func:`load_backbone`; float32.
     images : sequence, Series, frame or array of images
-        Typical ones, 50 or more. At most 320 of them, evenly spaced, are used; every fourth measures the distance.
+        Typical ones, 50 or more; empty cells are passed over. At most 320, evenly spaced, are used; every fourth of
+        those measures the distance and is not calibrated on.
     preprocessing : str, Preprocessing or None
         As for :class:`PretrainedFeatureExtractor`; it is written into the twin.
     root : str, Path or None
