@@ -27,6 +27,7 @@ from sktransfer.locations import locate, read_place
 from sktransfer.network import METADATA_KEY, METADATA_PREFIX, Network, load_model
 from sktransfer.outputs import replacing
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.references import References
 from sktransfer.session import EmbeddingSession
 from sktransfer.silence import silence
 from sktransfer.sources import store_folder
@@ -75,6 +76,7 @@ def quantize_backbone(
     *,
     preprocessing: str | Preprocessing | None = None,
     root: str | os.PathLike[str] | None = None,
+    image_shape: tuple[int, ...] | None = None,
     output: str | os.PathLike[str] | None = None,
     verbose: bool | int = False,
 ) -> Backbone:
@@ -96,6 +98,8 @@ def quantize_backbone(
         As for :class:`PretrainedFeatureExtractor`; it is written into the twin.
     root : str, Path or None
         Folder that relative paths start from.
+    image_shape : (h, w), (h, w, 3) or None
+        Shape of the images that rows of a 2-D numeric `images` are.
     output : str, Path or None
         The ``.onnx`` file to write; None keeps it in the folder of fetched backbones.
     verbose : bool, default=False
@@ -132,7 +136,15 @@ def quantize_backbone(
     >>> int8 = quantize_backbone("resnet50", photos)  # doctest: +SKIP
     >>> extractor = PretrainedFeatureExtractor(int8)  # doctest: +SKIP
     """
-    twin = make_twin(backbone, images, preprocessing=preprocessing, root=root, output=output, verbose=verbose)
+    twin = make_twin(
+        backbone,
+        images,
+        preprocessing=preprocessing,
+        root=root,
+        image_shape=image_shape,
+        output=output,
+        verbose=verbose,
+    )
     if twin.complaint:
         warnings.warn(twin.complaint, stacklevel=2)
     return twin.backbone
@@ -144,6 +156,7 @@ def make_twin(
     *,
     preprocessing: str | Preprocessing | None = None,
     root: str | os.PathLike[str] | None = None,
+    image_shape: tuple[int, ...] | None = None,
     output: str | os.PathLike[str] | None = None,
     verbose: bool | int = False,
 ) -> Twin:
@@ -154,7 +167,7 @@ def make_twin(
     target = None if output is None else _check_output(Path(output))
     network = Network(load_model(original.path), original.path, resolved)
     _check_network(network)
-    pixels = _read_images(images, resolved, root, verbose)
+    pixels = _read_images(read_references(images, image_shape), resolved, root, verbose)
     held_out = np.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{original.name}-int8.onnx"
@@ -198,9 +211,8 @@ def _check_network(network: Network) -> None:
         raise BackboneError(f"{network.path} must take float32 images to be quantised. Got {name} instead.")
 
 
-def _read_images(images: Any, preprocessing: Preprocessing, root: Any, verbose: bool | int) -> Pixels:
+def _read_images(references: References, preprocessing: Preprocessing, root: Any, verbose: bool | int) -> Pixels:
     """Resized and cropped pixels of at most MAX_IMAGES cells: uint8 (n, h, w, 3)."""
-    references = read_references(images, None)
     cells, _ = list_cells(references)
     if len(cells) < 2 * HELD_OUT:
         raise ValueError(f"images must hold at least {2 * HELD_OUT} images, better 50 or more. Got {len(cells)}.")

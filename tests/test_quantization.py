@@ -183,6 +183,13 @@ def test_images_that_cannot_serve_are_named(residual, images, message):
         quantize_backbone(residual, images)
 
 
+def test_rows_of_a_table_are_images_of_the_given_shape(residual):
+    table = np.stack(PHOTOS).reshape(len(PHOTOS), -1)
+    assert (
+        quantize_backbone(residual, table, image_shape=(40, 32, 3)).digest == quantize_backbone(residual, PHOTOS).digest
+    )
+
+
 def test_what_is_not_float32_is_refused(tmp_path, residual):
     twin = quantize_backbone(residual, PHOTOS)
     with pytest.raises(BackboneError, match="is quantised already"):
