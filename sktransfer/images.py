@@ -35,6 +35,14 @@ IMAGE_SUFFIXES = frozenset(
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 
+LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
+SHORTEST_BASE64 = 64  # characters of an image
+# A data URL, or base64 of the start of a JPEG, PNG, GIF, WebP, TIFF (both byte orders), BMP, AVIF or HEIC, JPEG 2000.
+_INLINE = re.compile(
+    r"(?i:data:)|\s*(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk[0-3]|AAAA.[GWm2]Z0eX|AAAADGpQ)", re.ASCII
+)
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]*[=\s]*", re.ASCII)
+
 
 def is_missing(reference: Any) -> bool:
     """Whether a cell is empty: None, NaN, NaT, pandas' NA, or an empty string or bytes."""
@@ -43,6 +51,16 @@ def is_missing(reference: Any) -> bool:
     if isinstance(reference, (float, np.floating)):
         return math.isnan(reference)
     return type(reference).__name__ in ("NAType", "NaTType")
+
+
+def is_inline(text: str) -> bool:
+    """Whether a string holds the image itself: a ``data:`` URL, or base64 of an image."""
+    if _INLINE.match(text) is None:
+        return False
+    if text[:5].lower() == "data:":
+        return "," in text
+    # What is longer than any path need not be read to its end.
+    return len(text) >= SHORTEST_BASE64 and _BASE64.fullmatch(text[:LONGEST_PATH]) is not None
 
 
 def describe_reference(reference: Any) -> str:

@@ -1,3 +1,4 @@
+import base64
 import io
 import warnings
 import zlib
@@ -8,7 +9,15 @@ from conftest import encode, photo
 from PIL import Image
 
 from sktransfer.exceptions import ImageReadError
-from sktransfer.images import decode_content, is_missing, pixels_from_array, quiet_decoder, read_pixels, to_rgb
+from sktransfer.images import (
+    decode_content,
+    is_inline,
+    is_missing,
+    pixels_from_array,
+    quiet_decoder,
+    read_pixels,
+    to_rgb,
+)
 from sktransfer.locations import read_place
 
 
@@ -30,6 +39,23 @@ def test_pandas_markers_are_missing():
 @pytest.mark.parametrize("cell", ["x.png", b"x", np.zeros((2, 2)), {"bytes": None, "path": "x"}, 0.5])
 def test_a_filled_cell_is_not_missing(cell):
     assert not is_missing(cell)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000"])
+def test_base64_of_an_image_and_data_urls_hold_the_image_itself(image_format):
+    text = base64.b64encode(encode(photo(0), image_format)).decode()
+    wrapped = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    for reference in (text, wrapped, text.rstrip("="), f"data:image/x;base64,{text}", f"DATA:,{text}"):
+        assert is_inline(reference)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "a.jpg", "/9j/a.jpg", "/9j/" + 20 * "abc/" + "a.jpg", "/9j/" + "a" * 50, "UklGR" + "a" * 99 + "/0_1", "a" * 99,
+     "data:1.jpg", "data/1.jpg", "http://host/,/9j/" + "a" * 99, "R0lGOD=" + "a" * 99],
+)  # fmt: skip
+def test_a_path_holds_no_image(path):
+    assert not is_inline(path)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
