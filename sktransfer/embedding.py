@@ -24,7 +24,8 @@ from sktransfer.exceptions import MissingExtraError
 from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
 from sktransfer.locations import check_place, is_file, is_remote, locate, read_place
 from sktransfer.options import ExtractionOptions, ExtractionPlan, count_gpu_processes, count_threads, find_space
-from sktransfer.references import References
+from sktransfer.progress import Progress, open_progress
+from sktransfer.references import Images
 from sktransfer.session import open_session
 from sktransfer.turns import take_turn
 
@@ -49,22 +50,23 @@ Task = tuple[int, bytes, Content | None]  # index of a cell, digest of its image
 class Run:
     """One call: rows that are known are filled at once; threads take chunks of the others, read and embed them.
 
+    `outputs` has a block (rows, n_features) for each of the columns of `images`; without it vectors go to the cache
+    alone. A `progress` of the caller's is told of every image, and left open.
+
     A chunk is claimed in the cache before it is embedded, so that no other process embeds it too, and published
     before the next one is claimed. What others have claimed is waited for at the end.
     """
 
     def __init__(
         self,
-        references: References,
+        images: Images,
         plan: ExtractionPlan,
         options: ExtractionOptions,
-        output: Embeddings | None,
-        cells: Sequence[tuple[int, int]],
+        outputs: Sequence[Embeddings] | None,
+        progress: Progress | None = None,
     ) -> None:
-        self.references, self.plan, self.options, self.cells = references, plan, options, cells
-        d = plan.graph.n_features
-        columns = range(len(references.columns))
-        self.outputs = None if output is None else [output[:, column * d : (column + 1) * d] for column in columns]
+        self.images, self.plan, self.options, self.outputs = images, plan, options, outputs
+        self.cells, self.progress = images.places, progress
         self.cache = open_cache(options.cache_dir)
         self.space = find_space(plan, options)
         self.lock = threading.Lock()
@@ -86,7 +88,8 @@ class Run:
         in_worker = multiprocessing.current_process().name != "MainProcess"
         verbose = bool(self.options.verbose)
         visible = verbose and not in_worker and threading.current_thread() is threading.main_thread()
-        self.progress = self._open_progress() if visible else None
+        own = open_progress(len(self.cells)) if visible and self.progress is None else None
+        self.progress = self.progress or own
         try:
             self._recall()
             if self.todo:
@@ -95,7 +98,8 @@ class Run:
         finally:
             self.cache.flush()
             self.cache.count(self.space, self.hits, self.passes, report=verbose and in_worker)
-            self._close_progress()
+            if own is not None:
+                own.close(*self.cache.reports_of_children())
         return self.broken
 
     # -- what is known --------------------------------------------------------------------------------------------
@@ -104,7 +108,7 @@ class Run:
         """Fill the rows of places that have not changed and whose vectors are known."""
         first_at: dict[str, int] = {}
         places: list[str] = []  # of the cells in self.todo, "" where there is none
-        columns, root = self.references.columns, self.options.root
+        columns, root = self.images.columns, self.options.root
         for index, (column, row) in enumerate(self.cells):
             place = locate(columns[column][row], root)
             if place is not None:
@@ -166,7 +170,7 @@ class Run:
     def _say_that_we_wait(self) -> None:
         logger.info("Waiting for another process to be done with %s.", self.plan.device.name)
         if self.progress is not None:
-            self.progress.set_postfix_str(f"waiting for {self.plan.device.name}")
+            self.progress.say(f"waiting for {self.plan.device.name}")
 
     def _work_in_threads(self) -> None:
         # Threads do all the work, so that Ctrl-C meets a thread that only waits, and nothing finished is lost.
@@ -266,8 +270,7 @@ class Run:
                 known[index] = digest
 
     def _reference(self, index: int) -> Any:
-        column, row = self.cells[index]
-        return self.references.columns[column][row]
+        return self.images.reference(index)
 
     def _take_chunk(self, wanted: int) -> Sequence[int]:
         """The next cells; fewer towards the end, so that threads finish together."""
@@ -320,7 +323,7 @@ class Run:
             if place is not None and not os.path.isabs(place):
                 reason += f" (relative to {os.getcwd()}; see the parameter root)"
         self.broken[index] = reason
-        self._advance(others=1)
+        self._advance(failed=1)
 
     def _embed(self, tasks: Sequence[Task], deferred: dict[bytes, int]) -> None:
         """Take known vectors, compute what nobody has, and put off what others are computing."""
@@ -422,31 +425,15 @@ class Run:
             elif self.outputs is not None:
                 column, row = self.cells[source]
                 self._store(index, self.outputs[column][row])
-        self._advance(others=len(pairs) // 2)
+        failed = sum(index in self.broken for index in pairs[::2])
+        self._advance(copies=len(pairs) // 2 - failed, failed=failed)
 
-    def _advance(self, *, hits: int = 0, passes: int = 0, others: int = 0) -> None:
+    def _advance(self, *, hits: int = 0, passes: int = 0, copies: int = 0, failed: int = 0) -> None:
         with self.lock:
             self.hits += hits
             self.passes += passes
             if self.progress is not None:
-                self.progress.set_postfix({"cached": self.hits, "passes": self.passes}, refresh=False)
-                self.progress.update(hits + passes + others)
-
-    def _open_progress(self) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(total=len(self.cells), desc="images", unit="image")
-
-    def _close_progress(self) -> None:
-        """End the bar, with what worker processes have reported beside it."""
-        if self.progress is None:
-            return
-        counts: dict[str, Any] = {"cached": self.hits, "passes": self.passes}
-        hits, passes = self.cache.reports_of_children()
-        if hits or passes:
-            counts["workers"] = f"{hits} cached, {passes} passes"
-        self.progress.set_postfix(counts)
-        self.progress.close()
+                self.progress.advance(hits=hits, passes=passes, copies=copies, failed=failed)
 
 
 def _digest(content: Content) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,15 +15,19 @@ from sktransfer.devices import resolve_device
 from sktransfer.embedding import Embeddings, Run
 from sktransfer.exceptions import ImageFailure, ImageReadError, ImageReadWarning
 from sktransfer.graph import Layer, plan_graph
-from sktransfer.images import describe_reference, is_missing
+from sktransfer.images import describe_reference
 from sktransfer.layers import POOLINGS
 from sktransfer.options import ExtractionOptions, ExtractionPlan, Policy
 from sktransfer.outputs import Output, open_output
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.progress import Progress
 from sktransfer.references import (
+    Cell,
+    Images,
     References,
     describe_flat_images,
     is_numeric_table,
+    list_images,
     list_references,
     reshape_flat_images,
 )
@@ -177,72 +181,94 @@ def extract_references(
     """Embed every cell of `references`: float32 (n, columns * d + indicators), and what failed."""
     width = len(references.columns) * (plan.graph.n_features + bool(options.add_indicator))
     with open_output(out, (references.n_rows, width)) as output:
-        failures = _fill_output(references, plan, options, output, stacklevel + 1)
-    return output, failures
-
-
-def _fill_output(
-    references: References, plan: ExtractionPlan, options: ExtractionOptions, output: Embeddings, stacklevel: int
-) -> list[ImageFailure]:
-    n_columns, d = len(references.columns), plan.graph.n_features
-    cells, missing = list_cells(references)
-    failures = [describe_cell(references, column, row, "empty cell", missing=True) for column, row in missing]
-    if failures and options.missing_images == "error":
-        raise ImageReadError(_summarise(failures, "missing_images"), failures)
-    for column, row in missing:
-        output[row, column * d : (column + 1) * d] = _FILL[options.missing_images]
-
-    broken = Run(references, plan, options, output, cells).embed_all()
-    open_cache(options.cache_dir).warn(stacklevel)
-    failed = [describe_cell(references, *cells[index], reason) for index, reason in sorted(broken.items())]
-    _apply_broken_policy(failed, len(cells), options)
-    for index in broken:
-        column, row = cells[index]
-        output[row, column * d : (column + 1) * d] = _FILL[options.broken_images]
-    failures = sorted(failures + failed, key=lambda failure: failure.row)
-    if options.add_indicator:
-        output[:, n_columns * d :] = 0.0
-        for column, row in [*missing, *(cells[index] for index in broken)]:
-            output[row, n_columns * d + column] = 1.0
+        failures, n_images = fill_output(references, plan, options, output)
+        open_cache(options.cache_dir).warn(stacklevel)
+        failed = [failure for failure in failures if not failure.missing]
+        apply_broken_policy(failed, n_images, options)
     if failed:
         message = f"{summarise_failures(failed)}. Such rows are filled (broken_images={options.broken_images!r})."
         warnings.warn(ImageReadWarning(message, failures), stacklevel=stacklevel)
-    return failures
+    return output, failures
 
 
-def list_cells(references: References) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(column, row) of the cells with a reference, and of the empty ones, both in the order of the rows."""
-    columns = range(len(references.columns))
-    missing = [(column, row) for column in columns for row in _find_missing(references.columns[column])]
-    missing.sort(key=lambda cell: cell[1])
-    skipped = set(missing)
-    cells = [(column, row) for row in range(references.n_rows) for column in columns]
-    return [cell for cell in cells if cell not in skipped] if skipped else cells, missing
+def fill_output(
+    references: References,
+    plan: ExtractionPlan,
+    options: ExtractionOptions,
+    output: Embeddings,
+    progress: Progress | None = None,
+) -> tuple[list[ImageFailure], int]:
+    """Embed every cell into `output`, unreadable ones as NaN or zeros; what failed, and how many images there are.
+
+    Raises
+    ------
+    ImageReadError
+        If a cell is empty and `missing_images` is "error", before the work.
+    """
+    images, d = list_images(references), plan.graph.n_features
+    failures = [_describe_empty(references, cell) for cell in images.empty]
+    if failures and options.missing_images == "error":
+        raise ImageReadError(_summarise(failures, "missing_images"), failures)
+    blocks = [output[:, column * d : (column + 1) * d] for column in range(len(references.columns))]
+    listed = [np.empty((len(images.owners), d), dtype=np.float32)] if images.several else []
+    broken = Run(images, plan, options, [*blocks, *listed], progress).embed_all()
+    failures += [describe_failure(references, images, index, reason) for index, reason in sorted(broken.items())]
+    unusable = _fill_cells(images, broken, blocks, listed, options)
+    if options.add_indicator:
+        indicators = output[:, len(blocks) * d :]
+        indicators[:] = 0.0
+        for column, row in unusable:
+            indicators[row, column] = 1.0
+    return sorted(failures, key=lambda failure: failure.row), len(images.places)
 
 
-def _find_missing(column: Sequence[Any] | np.ndarray[Any, Any]) -> list[int]:
-    if isinstance(column, np.ndarray):
-        return []
-    # Most cells are paths, and a search asks for each of them again and again.
-    return [row for row, cell in enumerate(column) if not (type(cell) is str and cell) and is_missing(cell)]
+def _fill_cells(
+    images: Images,
+    broken: Mapping[int, str],
+    blocks: Sequence[Embeddings],
+    listed: Sequence[Embeddings],
+    options: ExtractionOptions,
+) -> list[Cell]:
+    """Write the mean of several images, and what stands for none; returns the cells without a usable image."""
+    lost = {images.places[index] for index in broken}
+    last = len(images.columns) - 1
+    unusable = [place for place in lost if not images.several or place[0] != last]
+    for (column, row), positions in images.several.items():
+        kept = [position for position in positions if (last, position) not in lost]
+        if kept:
+            blocks[column][row] = listed[0][kept].mean(axis=0, dtype=np.float64)
+        else:
+            unusable.append((column, row))
+    for cells, policy in ((unusable, options.broken_images), (images.empty, options.missing_images)):
+        for column, row in cells:
+            blocks[column][row] = _FILL.get(policy, np.nan)
+    return [*unusable, *images.empty]
 
 
-def describe_cell(references: References, column: int, row: int, reason: str, *, missing: bool = False) -> ImageFailure:
-    """The failure of one cell."""
-    name = references.names[column] if references.names is not None else None
-    return ImageFailure(row, name, describe_reference(references.columns[column][row]), reason, missing)
+def _describe_empty(references: References, cell: Cell) -> ImageFailure:
+    column, row = cell
+    reference = describe_reference(references.columns[column][row])
+    return ImageFailure(row, references.name(column), reference, "empty cell", missing=True)
 
 
-def _apply_broken_policy(failed: Sequence[ImageFailure], n_cells: int, options: ExtractionOptions) -> None:
+def describe_failure(references: References, images: Images, index: int, reason: str) -> ImageFailure:
+    """The failure of one image."""
+    column, row = images.cell(index)
+    reference = describe_reference(images.reference(index))
+    return ImageFailure(row, references.name(column), reference, reason, missing=False)
+
+
+def apply_broken_policy(failed: Sequence[ImageFailure], n_images: int, options: ExtractionOptions) -> None:
+    """Raise ImageReadError where `broken_images` says so, or more than half of several images are unreadable."""
     if not failed:
         return
     if options.broken_images == "error":
         raise ImageReadError(_summarise(failed, "broken_images"), failed)
     # One row is a prediction, not a wrong folder.
-    if n_cells > 1 and len(failed) * 2 > n_cells:
+    if n_images > 1 and len(failed) * 2 > n_images:
         where = f" (root={os.fspath(options.root)!r})" if options.root is not None else ""
         raise ImageReadError(
-            f"{len(failed)} of {n_cells} images could not be read{where}, so broken_images="
+            f"{len(failed)} of {n_images} images could not be read{where}, so broken_images="
             f"{options.broken_images!r} does not apply: is this the right folder? The first: {failed[0]}.",
             failed,
         )

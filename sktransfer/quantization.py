@@ -21,13 +21,13 @@ from sktransfer.cache import NO_CACHE
 from sktransfer.devices import CPU
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError, ImageReadError
-from sktransfer.extraction import describe_cell, list_cells, plan_extraction, read_references
+from sktransfer.extraction import describe_failure, plan_extraction, read_references
 from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
 from sktransfer.locations import locate, read_place
 from sktransfer.network import METADATA_KEY, METADATA_PREFIX, Network, load_model
 from sktransfer.outputs import replacing
 from sktransfer.preprocessing import Preprocessing
-from sktransfer.references import References
+from sktransfer.references import References, list_images
 from sktransfer.session import EmbeddingSession
 from sktransfer.silence import silence
 from sktransfer.sources import store_folder
@@ -213,20 +213,21 @@ def _check_network(network: Network) -> None:
 
 def _read_images(references: References, preprocessing: Preprocessing, root: Any, verbose: bool | int) -> Pixels:
     """Resized and cropped pixels of at most MAX_IMAGES cells: uint8 (n, h, w, 3)."""
-    cells, _ = list_cells(references)
-    if len(cells) < 2 * HELD_OUT:
-        raise ValueError(f"images must hold at least {2 * HELD_OUT} images, better 50 or more. Got {len(cells)}.")
-    chosen = [cells[index] for index in np.linspace(0, len(cells) - 1, min(len(cells), MAX_IMAGES)).astype(int)]
+    images = list_images(references)
+    n_images = len(images.places)
+    if n_images < 2 * HELD_OUT:
+        raise ValueError(f"images must hold at least {2 * HELD_OUT} images, better 50 or more. Got {n_images}.")
+    chosen = np.linspace(0, n_images - 1, min(n_images, MAX_IMAGES)).astype(int)
     pixels = np.empty((len(chosen), *preprocessing.crop, 3), dtype=np.uint8)
     with quiet_decoder():
-        for index, (column, row) in enumerate(_follow(chosen, "reading", verbose)):
-            reference = references.columns[column][row]
+        for index, image in enumerate(_follow(chosen, "reading", verbose)):
+            reference = images.reference(image)
             try:
                 place = locate(reference, root)
                 content = read_pixels(reference, None) if place is None else read_place(place)[0]
                 pixels[index] = preprocessing.resize_and_crop(decode_content(content, None))
             except Exception as error:
-                failure = describe_cell(references, column, row, describe_error(error))
+                failure = describe_failure(references, images, image, describe_error(error))
                 raise ImageReadError(f"{failure}.", [failure]) from error
     return pixels
 

@@ -11,20 +11,103 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sktransfer.images import is_missing
+
 _ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, dict, Image.Image)
+
+Column = Sequence[Any] | np.ndarray[Any, Any]
+Cell = tuple[int, int]  # column, row
 
 
 @dataclass(frozen=True)
 class References:
     """Columns of image references, all of the same length."""
 
-    columns: tuple[Sequence[Any] | np.ndarray[Any, Any], ...]
+    columns: tuple[Column, ...]
     names: tuple[str, ...] | None = None  # of the columns, where X has them
 
     @property
     def n_rows(self) -> int:
         """Length of every column."""
         return len(self.columns[0])
+
+    def name(self, column: int) -> str | None:
+        """Name of a column, where X has names."""
+        return self.names[column] if self.names is not None else None
+
+
+@dataclass(frozen=True)
+class Images:
+    """Every image of some References, cell by cell."""
+
+    columns: tuple[Column, ...]  # those of the References; one more holds the images of cells with several
+    places: Sequence[Cell]  # (column, position) of each image, in the order of the rows
+    empty: Sequence[Cell]  # cells without an image, in the order of the rows
+    several: dict[Cell, range]  # cells with a list of images, and where these are in the last of the columns
+    owners: Sequence[Cell]  # cell of each image in the last of the columns
+
+    def cell(self, index: int) -> Cell:
+        """The cell of an image."""
+        column, position = place = self.places[index]
+        return self.owners[position] if self.several and column == len(self.columns) - 1 else place
+
+    def reference(self, index: int) -> Any:
+        """The reference of an image."""
+        column, position = self.places[index]
+        return self.columns[column][position]
+
+
+def list_images(references: References) -> Images:
+    """The images of all cells. A list in a cell is several images of one row; None in it is passed over."""
+    empty: list[Cell] = []
+    several: dict[Cell, range] = {}
+    owners: list[Cell] = []
+    listed: list[Any] = []
+    for column, cells in enumerate(references.columns):
+        if isinstance(cells, np.ndarray):
+            continue  # pixels
+        for row, cell in enumerate(cells):
+            if type(cell) is str and cell:  # most, and a search asks for each of them again and again
+                continue
+            parts = _list_parts(cell)
+            if parts is not None:
+                parts = [part for part in parts if not is_missing(part)]
+            if not parts if parts is not None else is_missing(cell):
+                empty.append((column, row))
+            elif parts is not None:
+                several[column, row] = range(len(listed), len(listed) + len(parts))
+                owners += [(column, row)] * len(parts)
+                listed += parts
+    empty.sort(key=_by_row)
+    columns = (*references.columns, listed) if several else references.columns
+    return Images(columns, _list_places(references, set(empty), several), empty, several, owners)
+
+
+def _by_row(cell: Cell) -> tuple[int, int]:
+    return cell[1], cell[0]
+
+
+def _list_places(references: References, empty: set[Cell], several: dict[Cell, range]) -> list[Cell]:
+    n_columns = len(references.columns)
+    cells = [(column, row) for row in range(references.n_rows) for column in range(n_columns)]
+    if not several:
+        return [cell for cell in cells if cell not in empty] if empty else cells
+    places: list[Cell] = []
+    for cell in cells:
+        if cell in several:
+            places += [(n_columns, position) for position in several[cell]]
+        elif cell not in empty:
+            places.append(cell)
+    return places
+
+
+def _list_parts(cell: Any) -> list[Any] | None:
+    """The images of a cell that holds a list of them; None for any other cell."""
+    if isinstance(cell, (list, tuple)):
+        return list(cell)
+    if isinstance(cell, np.ndarray) and cell.ndim == 1 and cell.dtype.kind in "OUT":
+        return list(cell.tolist())
+    return None
 
 
 def list_references(X: Any) -> References:
@@ -33,8 +116,8 @@ def list_references(X: Any) -> References:
     Parameters
     ----------
     X : list, ndarray, Series or frame
-        One image a row, or one a row and column for a frame and a 2-D object array. Arrays of pixels have the shape
-        (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4).
+        One image a row, or one a row and column for a frame and a 2-D object array; a list in a cell is several images
+        of one row. Arrays of pixels have the shape (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4).
 
     Raises
     ------
@@ -57,7 +140,7 @@ def list_references(X: Any) -> References:
         return _list_sequence(X)
     if isinstance(X, np.ndarray) or (hasattr(X, "__array__") and getattr(X, "ndim", 1) > 1):
         return _list_array(np.asarray(X))
-    return _list_sequence(list(X))
+    return _list_series(X)
 
 
 def _is_frame(X: Any) -> bool:
@@ -69,7 +152,7 @@ def is_numeric_table(X: Any) -> bool:
     if isinstance(X, _ONE_IMAGE):
         return False
     if _is_frame(X):
-        return len(X.columns) > 0 and all(map(_is_numeric_dtype, X.dtypes))
+        return len(X.columns) > 0 and all(map(_is_numeric_dtype, X.dtypes)) and not _is_empty(X)
     if isinstance(X, (list, tuple)):
         return len(X) > 0 and _is_row_of_numbers(X[0])
     if not hasattr(X, "__array__") or getattr(X, "ndim", 2) != 2:
@@ -114,9 +197,29 @@ def _list_frame(X: Any) -> References:
     positions = range(len(names))
     columns = [X.iloc[:, i] for i in positions] if hasattr(X, "iloc") else [X[name] for name in X.columns]
     for name, column in zip(names, columns, strict=True):
-        if _is_numeric_dtype(column.dtype):
+        if _is_numeric_dtype(column.dtype) and not _is_empty(column):
             raise ValueError(f"Every column of X must hold images. Column {name!r} has dtype {column.dtype} instead.")
-    return References(tuple(list(column) for column in columns), names)
+    cells = [_list_cells(column) for column in columns]
+    for name, column in zip(names, cells, strict=True):
+        _check_cells(column, f", column {name!r},")
+    return References(tuple(cells), names)
+
+
+def _list_series(X: Any) -> References:
+    cells, name = _list_cells(X), getattr(X, "name", None)
+    _check_cells(cells)
+    return References((cells,), (name,) if isinstance(name, str) and name else None)
+
+
+def _list_cells(column: Any) -> list[Any]:
+    """The cells of a Series of pandas or polars, or of another sequence."""
+    return list(column.to_list() if hasattr(column, "to_list") else column)
+
+
+def _is_empty(X: Any) -> bool:
+    """Whether a frame or a Series of numbers holds NaN alone: what is left of images where no row has one."""
+    values = np.asarray(X)
+    return values.dtype.kind == "f" and bool(np.isnan(values).all())
 
 
 def _list_array(X: np.ndarray[Any, Any]) -> References:
@@ -124,13 +227,18 @@ def _list_array(X: np.ndarray[Any, Any]) -> References:
         raise TypeError("X must not have the dtype S, which cuts trailing zero bytes. Use X.astype(object) instead.")
     if X.dtype.kind in "OUT":
         if X.ndim == 1:
-            return References((X.tolist(),))
+            return _list_sequence(X.tolist())
         if X.ndim == 2:
-            return References(tuple(X[:, i].tolist() for i in range(X.shape[1])))
+            columns = [X[:, i].tolist() for i in range(X.shape[1])]
+            for i, column in enumerate(columns):
+                _check_cells(column, f", column {i},")
+            return References(tuple(columns))
     elif X.ndim == 2:
         raise ValueError(describe_flat_images(X.shape[1]))
     elif X.ndim in (3, 4):
         return References((X,))
+    elif X.ndim == 1 and _is_empty(X):
+        return References((X.tolist(),))
     raise ValueError(
         "X must be a 1-D sequence of images, a 2-D table of them, or pixels (n, h, w) or (n, h, w, channels). "
         f"Got an array of shape {X.shape} and dtype {X.dtype} instead."
@@ -138,17 +246,25 @@ def _list_array(X: np.ndarray[Any, Any]) -> References:
 
 
 def _list_sequence(X: Sequence[Any]) -> References:
-    for row, cell in enumerate(X):
-        if isinstance(cell, (list, tuple)):
-            if _is_row_of_numbers(cell):
-                raise ValueError(describe_flat_images(len(cell)))
-            raise TypeError(
-                f"Row {row} of X must be one image. Got a {type(cell).__name__} of {len(cell)} instead; "
-                "pass several columns of images as a frame."
-            )
+    _check_cells(X)
+    return References((X,))
+
+
+def _check_cells(cells: Sequence[Any], where: str = "") -> None:
+    """Refuse cells that hold numbers, or lists of anything but images."""
+    for row, cell in enumerate(cells):
+        if type(cell) is str:
+            continue
+        if _is_row_of_numbers(cell):
+            raise ValueError(describe_flat_images(len(cell)))
         if _is_number(cell):
             raise ValueError(f"X must be a sequence of images. Got the number {cell} in row {row} instead.")
-    return References((X,))
+        for part in _list_parts(cell) or ():
+            if isinstance(part, (list, tuple)) or _is_number(part):
+                raise TypeError(
+                    f"Row {row}{where} of X must be an image or a list of images. Got a list with a "
+                    f"{type(part).__name__} in it instead; pass pixels as an array."
+                )
 
 
 def _is_numeric_dtype(dtype: Any) -> bool:

@@ -11,9 +11,10 @@ from sktransfer.backbones import Backbone
 from sktransfer.cache import CacheDir, open_cache
 from sktransfer.embedding import Run
 from sktransfer.exceptions import ImageFailure, ImageReadWarning
-from sktransfer.extraction import describe_cell, list_cells, plan_extraction, read_references, summarise_failures
+from sktransfer.extraction import describe_failure, plan_extraction, read_references, summarise_failures
 from sktransfer.options import ExtractionOptions
 from sktransfer.preprocessing import Preprocessing
+from sktransfer.references import list_images
 
 BackboneReference = str | os.PathLike[str] | Backbone
 
@@ -73,13 +74,12 @@ def prefetch(
         raise ValueError("backbones must name at least one backbone. Got an empty list instead.")
     plans = [plan_extraction(one, layer, pooling, preprocessing, device, precision, cache_dir) for one in wanted]
     references = read_references(images, image_shape)
-    cells, _ = list_cells(references)
-    failed: dict[tuple[int, int], ImageFailure] = {}
+    listed = list_images(references)
+    failed: dict[int, ImageFailure] = {}
     for plan in plans:
-        for index, reason in Run(references, plan, options, None, cells).embed_all().items():
-            column, row = cells[index]
-            failed[row, column] = describe_cell(references, column, row, reason)
+        for index, reason in Run(listed, plan, options, None).embed_all().items():
+            failed[index] = describe_failure(references, listed, index, reason)
     open_cache(cache_dir).warn(stacklevel=2)
     if failed:
-        failures = [failed[cell] for cell in sorted(failed)]
+        failures = [failed[index] for index in sorted(failed)]
         warnings.warn(ImageReadWarning(f"{summarise_failures(failures)}.", failures), stacklevel=2)

@@ -1,0 +1,205 @@
+"""What X may be: every container, every kind of cell, several images in a cell."""
+
+import base64
+import contextlib
+import io
+import zipfile
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from conftest import encode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+
+from sktransfer import ImageReadError, ImageReadWarning, PretrainedFeatureExtractor, extract
+from sktransfer.session import forward_passes
+
+
+@pytest.fixture
+def embed(backbone_file):
+    def call(images, **options):
+        return extract(images, backbone_file, **{"n_jobs": 1, **options})
+
+    return call
+
+
+def test_one_photo_in_every_form_gives_one_vector(embed, photo_files, photos, tmp_path):
+    content, path = (tmp_path / "photo0.png").read_bytes(), photo_files[0]
+    text = base64.b64encode(content).decode()
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("a/b.png", content)
+    (tmp_path / "mit Leerzeichen.png").write_bytes(content)
+    forms = [
+        path, tmp_path / "photo0.png", content, memoryview(content), Image.fromarray(photos[0]), photos[0],
+        {"bytes": content, "path": "gone.png"}, {"bytes": None, "path": path}, text, f"data:image/png;base64,{text}",
+        f"{tmp_path}/photos.zip::a/b.png", f"file://{path}", (tmp_path / "mit Leerzeichen.png").as_uri(),
+        io.BytesIO(content),
+    ]  # fmt: skip
+    vectors = embed(forms, cache_dir=None)
+    assert (vectors == vectors[0]).all()
+    np.testing.assert_array_equal(embed(forms), vectors)
+
+
+CONTAINERS = {
+    "list": list,
+    "tuple": tuple,
+    "object array": lambda cells: np.array([*cells, None], dtype=object)[:-1],
+    "2-D object array": lambda cells: np.array([*cells, None], dtype=object)[:-1, None],
+    "Series": lambda cells: pd.Series(cells, dtype=object),
+    "Series[string]": lambda cells: pd.Series(cells, dtype="string"),
+    "Series[str]": lambda cells: pd.Series(cells, dtype="str"),
+    "Series[pyarrow]": lambda cells: pd.Series(cells, dtype=pd.ArrowDtype(pa.string())),
+    "Series[category]": lambda cells: pd.Series(cells, dtype="category"),
+    "frame": lambda cells: pd.DataFrame({"photo": cells}, index=[f"row {i}" for i in range(len(cells))], dtype=object),
+    "frame[pyarrow]": lambda cells: pd.DataFrame({"photo": pd.array(cells, dtype=pd.ArrowDtype(pa.string()))}),
+    "frame[category]": lambda cells: pd.DataFrame({"photo": pd.Categorical(cells)}),
+    "polars Series": lambda cells: pl.Series("photo", cells, dtype=pl.String),
+    "polars frame": lambda cells: pl.DataFrame({"photo": pl.Series(cells, dtype=pl.String)}),
+    "polars category": lambda cells: pl.DataFrame({"photo": pl.Series(cells, dtype=pl.Categorical)}),
+}
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kinds=st.lists(st.sampled_from("vvvvvbme"), min_size=1, max_size=9),
+    container=st.sampled_from(sorted(CONTAINERS)),
+    fill=st.sampled_from(["nan", "zero"]),
+)
+def test_any_mix_of_cells_in_any_container_keeps_rows_order_indicator_and_names(
+    backbone_file, photo_files, kinds, container, fill
+):
+    cells = [{"v": photo_files[row % 6], "b": f"/no/{row}.png", "m": None, "e": ""}[k] for row, k in enumerate(kinds)]
+    extractor = PretrainedFeatureExtractor(
+        backbone_file, missing_images=fill, broken_images=fill, add_indicator=True, n_jobs=1
+    )
+    X = CONTAINERS[container](cells)
+    extractor.fit(X)
+    broken = kinds.count("b")
+    if len(kinds) - kinds.count("m") - kinds.count("e") > 1 and 2 * broken > kinds.count("v") + broken:
+        with pytest.raises(ImageReadError, match="is this the right folder"):
+            extractor.transform(X)
+        return
+    with pytest.warns(ImageReadWarning) if broken else contextlib.nullcontext():
+        found = extractor.transform(X)
+    expected = np.full((len(kinds), 8), np.nan if fill == "nan" else 0.0, dtype=np.float32)
+    whole = extract(photo_files, backbone_file)
+    for row, kind in enumerate(kinds):
+        expected[row] = whole[row % 6] if kind == "v" else expected[row]
+    np.testing.assert_array_equal(found[:, :8], expected)
+    np.testing.assert_array_equal(found[:, 8], [kind != "v" for kind in kinds])
+    name = "photo" if "frame" in container or container.startswith("polars") else "image"
+    assert extractor.get_feature_names_out().tolist() == [*(f"small_{i}" for i in range(8)), f"{name}_missing"]
+
+
+def test_a_list_in_a_cell_is_the_mean_of_its_images(embed, photo_files):
+    whole = embed(photo_files).astype(np.float64)
+    cells = [photo_files[0], photo_files[:3], (photo_files[4],), [photo_files[1], None, photo_files[1]]]
+    expected = np.stack([whole[0], whole[:3].mean(axis=0), whole[4], whole[1]]).astype(np.float32)
+    np.testing.assert_array_equal(embed(cells), expected)
+    np.testing.assert_array_equal(embed(pd.Series(cells)), expected)
+    np.testing.assert_array_equal(embed(pd.DataFrame({"photos": cells})), expected)
+    lists = [[cell] if isinstance(cell, str) else [c for c in cell if c] for cell in cells]
+    np.testing.assert_array_equal(embed(pl.DataFrame({"photos": lists})), expected)
+    np.testing.assert_array_equal(embed(pd.Series(lists, dtype=pd.ArrowDtype(pa.list_(pa.string())))), expected)
+
+
+def test_an_image_in_several_lists_is_run_once(embed, photo_files):
+    before = forward_passes()
+    embed([photo_files, photo_files[:2], photo_files[0], [photo_files[0]] * 3])
+    assert forward_passes() - before == 6
+
+
+def test_an_empty_list_is_a_missing_cell(embed, photo_files):
+    with pytest.raises(ImageReadError, match=r"Row 1 is empty \(1 more row too\). Pass missing_images"):
+        embed([photo_files, [], [None, ""]])
+    found = embed([photo_files, [], [None, ""]], missing_images="nan", add_indicator=True)
+    np.testing.assert_array_equal(found[:, 8], [0, 1, 1])
+    assert np.isnan(found[1:, :8]).all()
+
+
+def test_a_broken_image_in_a_list_is_reported_and_left_out_of_the_mean(embed, photo_files):
+    cells = [photo_files[:2], [photo_files[2], "gone.png"], ["lost.png"], photo_files[4]]
+    with pytest.raises(
+        ImageReadError, match=r"Row 1 \('gone.png'\) could not be read.* \(1 more row failed\)"
+    ) as error:
+        embed(cells)
+    assert [(failure.row, failure.reference) for failure in error.value.failures] == [
+        (1, "'gone.png'"),
+        (2, "'lost.png'"),
+    ]
+    with pytest.warns(ImageReadWarning, match="Row 1"):
+        found = embed(cells, broken_images="zero", add_indicator=True)
+    np.testing.assert_array_equal(found[1, :8], embed([photo_files[2]])[0])
+    np.testing.assert_array_equal(found[:, 8], [0, 0, 1, 0])
+    assert not found[2, :8].any()
+
+
+def test_lists_in_one_of_several_columns_fill_their_block(embed, photo_files):
+    frame = pd.DataFrame({"front": photo_files[:2], "rooms": [photo_files[2:4], None]})
+    found = embed(frame, missing_images="nan", add_indicator=True)
+    whole = embed(photo_files)
+    np.testing.assert_array_equal(found[:, :8], whole[:2])
+    np.testing.assert_array_equal(found[0, 8:16], whole[2:4].mean(axis=0, dtype=np.float64).astype(np.float32))
+    np.testing.assert_array_equal(found[:, 16:], [[0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    "X", [[["a.jpg", ["b.jpg"]]], [["a.jpg", 3]], pd.DataFrame({"p": [["a.jpg", [1, 2]]]}), pd.Series([["a.jpg", 1.5]])]
+)
+def test_a_list_of_anything_but_images_is_refused(embed, X):
+    with pytest.raises(TypeError, match=r"Row 0.* of X must be an image or a list of images. Got a list with a"):
+        embed(X)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pd.DataFrame({"photo": [np.nan, np.nan]}),
+        lambda: pd.DataFrame({"photo": [pd.NA, pd.NA]}, dtype="string"),
+        lambda: pd.DataFrame({"photo": [pd.NaT, pd.NaT]}),
+        lambda: pd.Series([np.nan, np.nan]),
+        lambda: np.array([np.nan, np.nan]),
+        lambda: pl.DataFrame({"photo": [None, None]}),
+        lambda: pl.Series([float("nan"), None]),
+    ],
+)
+def test_a_column_without_any_image_is_missing_and_no_table_of_numbers(embed, make):
+    found = embed(make(), missing_images="nan", add_indicator=True)
+    assert np.isnan(found[:, :8]).all()
+    np.testing.assert_array_equal(found[:, 8], [1, 1])
+
+
+def test_images_and_paths_of_hugging_face_frames(embed, photo_files, photos):
+    structs = [{"bytes": encode(photos[0]), "path": "a.png"}, {"bytes": None, "path": photo_files[1]}, None]
+    arrow = pa.array(structs, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    expected = embed([*photo_files[:2], None], missing_images="zero")
+    frames = [
+        pd.DataFrame({"image": structs}),
+        pd.DataFrame({"image": pd.Series(arrow.to_pandas())}),
+        pd.DataFrame({"image": pd.arrays.ArrowExtensionArray(arrow)}),
+        pl.DataFrame({"image": pl.from_arrow(arrow)}),
+    ]
+    for frame in frames:
+        np.testing.assert_array_equal(embed(frame, missing_images="zero"), expected)
+
+
+@pytest.mark.parametrize("column", ["photo", ["photo"]])
+def test_a_block_of_numbers_and_photos_survives_empty_and_broken_cells(backbone_file, photo_files, column):
+    frame = pd.DataFrame({"area": [1.0, np.nan, 3.0, 4.0], "photo": [photo_files[0], None, "gone.png", photo_files[1]]})
+    extractor = PretrainedFeatureExtractor(
+        backbone_file, missing_images="nan", broken_images="nan", add_indicator=True, n_jobs=1
+    )
+    block = make_column_transformer((make_pipeline(extractor, SimpleImputer()), column), (SimpleImputer(), ["area"]))
+    with pytest.warns(ImageReadWarning, match=r"Row 2, column 'photo' \('gone.png'\)"):
+        found = block.fit_transform(frame)
+    assert found.shape == (4, 10)
+    np.testing.assert_array_equal(found[:, 8], [0, 1, 1, 0])
+    np.testing.assert_allclose(found[1, :8], extract(photo_files[:2], backbone_file).mean(axis=0), rtol=1e-6)
+    assert "pipeline__photo_missing" in block.get_feature_names_out()
