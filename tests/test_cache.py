@@ -1,5 +1,6 @@
 """The cache: known vectors are not computed again, and trouble with the disk costs speed, never a result."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ import pytest
 from conftest import encode, photo, save_backbone, small_classifier
 
 import sktransfer.cache
+import sktransfer.locations
 import sktransfer.options
 import sktransfer.store
 from sktransfer import CacheWarning, PretrainedFeatureExtractor, cache_info, clear_cache, extract, prefetch
@@ -45,8 +47,9 @@ def passes():
 
 
 @pytest.fixture
-def old_files(photo_files):
+def old_files(photo_files, monkeypatch):
     """Files whose times are far enough in the past to be trusted."""
+    monkeypatch.setattr(sktransfer.locations, "RACY_NS", 100_000_000)
     wait_until_trusted(photo_files)
     return photo_files
 
@@ -54,7 +57,7 @@ def old_files(photo_files):
 def wait_until_trusted(paths):
     # The time of the last change of the inode cannot be set, so it has to pass.
     newest = max(os.stat(path).st_ctime for path in paths)
-    time.sleep(max(0.0, newest + 2.05 - time.time()))
+    time.sleep(max(0.0, newest + sktransfer.locations.RACY_NS / 1e9 + 0.05 - time.time()))
 
 
 def new_process():
@@ -115,20 +118,18 @@ def test_a_file_that_has_just_changed_is_not_trusted(embed, photo_files, monkeyp
 def test_a_fully_warm_process_neither_imports_onnx_nor_opens_a_session(backbone_file, old_files):
     code = (
         "import sys, onnxruntime, sktransfer\n"
-        "if sys.argv[1] == 'warm': onnxruntime.InferenceSession = None\n"
-        "f = sktransfer.PretrainedFeatureExtractor(sys.argv[2], preprocessing='imagenet').fit(sys.argv[3:])\n"
-        "print(f.transform(sys.argv[3:]).sum(), f.graph_digest_, 'onnx' in sys.modules, 'tqdm' in sys.modules)"
+        "onnxruntime.InferenceSession = None\n"
+        "f = sktransfer.PretrainedFeatureExtractor(sys.argv[1], preprocessing='imagenet').fit(sys.argv[2:])\n"
+        "print(f.transform(sys.argv[2:]).sum(), f.graph_digest_, 'onnx' in sys.modules, 'tqdm' in sys.modules)"
     )
     os.remove(os.path.join(os.path.dirname(backbone_file), "preprocessor_config.json"))
     wait_until_trusted([backbone_file])
-    cold, warm = (
-        subprocess.run(
-            [sys.executable, "-c", code, how, backbone_file, *old_files], capture_output=True, text=True, check=True
-        )
-        for how in ("cold", "warm")
-    )
-    assert warm.stderr == ""
-    assert warm.stdout.split() == [*cold.stdout.split()[:2], "False", "False"]
+    cold = PretrainedFeatureExtractor(backbone_file, preprocessing="imagenet").fit(old_files)
+    expected = [str(cold.transform(old_files).sum()), cold.graph_digest_, "False", "False"]
+    new_process()
+    command = [sys.executable, "-c", code, backbone_file, *old_files]
+    warm = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (warm.stdout.split(), warm.stderr) == (expected, "")
 
 
 def test_none_remembers_nothing(embed, photos, passes, cache_folder):
@@ -307,19 +308,29 @@ def test_a_full_disk_costs_one_warning(embed, photos):
     np.testing.assert_array_equal(result[:6], expected)
 
 
-def test_a_file_system_that_refuses_to_write_costs_one_warning(embed, photos, tmp_path, backbone_file):
-    code = (
-        "import resource, sys, warnings, numpy as np, sktransfer\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
-        "images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)\n"
-        "with warnings.catch_warnings(record=True) as caught:\n"
-        "    warnings.simplefilter('always')\n"
-        "    a = sktransfer.extract(images, sys.argv[1])\n"
-        "    b = sktransfer.extract(images, sys.argv[1], cache_dir=None)\n"
-        "print((a == b).all(), [w.category.__name__ for w in caught])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, backbone_file], capture_output=True, text=True, check=True)
-    assert (done.stdout.strip(), done.stderr) == ("True ['CacheWarning']", "")
+@contextlib.contextmanager
+def limit_files(size):
+    """No file of this process may grow beyond so many bytes."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        close_all()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_system_that_refuses_to_write_costs_one_warning(backbone_file, rng, capfd):
+    images = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    with warnings.catch_warnings(record=True) as caught, limit_files(40_000):
+        warnings.simplefilter("always")
+        vectors = extract(images, backbone_file)
+        expected = extract(images, backbone_file, cache_dir=None)
+    np.testing.assert_array_equal(vectors, expected)
+    assert [warning.category for warning in caught] == [CacheWarning]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_read_only_folder_is_read_and_costs_one_warning(embed, photos, passes, cache_folder, monkeypatch):

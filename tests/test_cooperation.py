@@ -83,8 +83,9 @@ def _few_iterations():
 
 @pytest.mark.parametrize(
     ("backend", "n_jobs"),
-    [("loky", 1), *((backend, n) for backend in ("loky", "threading", "multiprocessing") for n in (2, 4))],
-)
+    [("loky", 1), ("loky", 2), ("threading", 2), ("multiprocessing", 2),
+     *(pytest.param(backend, 4, marks=pytest.mark.slow) for backend in ("loky", "threading", "multiprocessing"))],
+)  # fmt: skip
 def test_a_grid_search_costs_one_pass_an_image_and_the_next_none(pipeline, data, counted, backend, n_jobs):
     for expected in (N, 0):
         with parallel_config(backend=backend):
@@ -115,11 +116,14 @@ def stack(pipeline):
         lambda p, X, y: cross_validate(p, X, y, return_train_score=True, error_score="raise"),
         lambda p, X, y: HalvingGridSearchCV(p, GRID, cv=3, error_score="raise", min_resources=20).fit(X, y),
         lambda p, X, y: learning_curve(p, X, y, error_score="raise", shuffle=True, random_state=0),
-        lambda p, X, y: permutation_test_score(p, X, y, n_permutations=3),
         lambda p, X, y: stack(p).fit(X, y).predict(X),
-        lambda p, X, y: cross_val_score(GridSearchCV(p, GRID, cv=3), X, y, cv=3, error_score="raise"),
+        pytest.param(lambda p, X, y: permutation_test_score(p, X, y, n_permutations=3), marks=pytest.mark.slow),
+        pytest.param(
+            lambda p, X, y: cross_val_score(GridSearchCV(p, GRID, cv=3), X, y, cv=3, error_score="raise"),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["cross_validate", "halving", "learning_curve", "permutation", "stacking", "nested"],
+    ids=["cross_validate", "halving", "learning_curve", "stacking", "permutation", "nested"],
 )
 def test_whatever_asks_the_cost_is_one_pass_an_image(pipeline, data, counted, use):
     X, y = data
@@ -200,7 +204,7 @@ def test_a_claim_dies_with_its_process(backbone_file, photos, tmp_path, counted)
 
 @fork_only
 def test_a_stopped_process_holds_its_claims_for_a_limited_time(backbone_file, photos, monkeypatch):
-    monkeypatch.setattr(sktransfer.claims, "CLAIM_SECONDS", 1)
+    monkeypatch.setattr(sktransfer.claims, "CLAIM_SECONDS", 0.3)
     expected = extract(photos, backbone_file, cache_dir=None)
 
     def hang():
@@ -283,8 +287,9 @@ def test_eight_processes_with_overlapping_images(backbone_file, tmp_path):
 
 
 @fork_only
-def test_processes_that_create_the_file_at_the_same_time(backbone_file, photos, cache_folder):
-    for _ in range(15):
+@pytest.mark.parametrize("n_runs", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_processes_that_create_the_file_at_the_same_time(backbone_file, photos, cache_folder, n_runs):
+    for _ in range(n_runs):
         shutil.rmtree(cache_folder, ignore_errors=True)
         close_all()
         start = time.monotonic() + 0.05
@@ -314,18 +319,18 @@ def test_a_forked_child_inherits_memory_and_opens_its_own_file(backbone_file, ph
 
 def test_ctrl_c_returns_soon_and_keeps_what_is_finished(backbone_file, tmp_path):
     code = (
-        "import sys, time, numpy as np, sktransfer\n"
-        "resize = sktransfer.Preprocessing.resize_and_crop\n"
-        "def slow(*args):\n    time.sleep(0.05)\n    return resize(*args)\n"
+        "import itertools, sys, time, numpy as np, sktransfer\n"
+        "resize, calls = sktransfer.Preprocessing.resize_and_crop, itertools.count()\n"
+        "def slow(*args):\n"
+        "    if next(calls) == 40:\n        print('started', flush=True)\n"
+        "    time.sleep(0.05)\n    return resize(*args)\n"
         "sktransfer.Preprocessing.resize_and_crop = slow\n"
         "images = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)\n"
-        "print('started', flush=True)\n"
         "try:\n    sktransfer.extract(images, sys.argv[1], n_jobs=2)\n"
         "except KeyboardInterrupt:\n    print(sktransfer.session.forward_passes(), sktransfer.cache_info().entries)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, backbone_file], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "started\n"
-    time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
     passes, entries = map(int, process.communicate(timeout=20)[0].split())

@@ -337,7 +337,8 @@ def he_normal(model, seed=0):
     return model
 
 
-LARGE = ("vgg19", "bvlc_alexnet", "zfnet512")  # half a gigabyte of weights
+# half a gigabyte of weights, or some hundreds of nodes
+LARGE = ("bvlc_alexnet", "densenet121", "inception_v2", "resnet50", "vgg19", "zfnet512")
 LIGHT = {  # name: (size of the embedding, tensor before the classifier in the file)
     "bvlc_alexnet": (4096, "r21"),
     "densenet121": (1024, "r908"),

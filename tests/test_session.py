@@ -323,8 +323,11 @@ def test_the_batch_of_a_gpu_follows_from_what_the_network_costs(tmp_path, monkey
     assert sizes == [64, 256, 16, 16, 256]
 
 
-OTHER_PROCESS = """
-import sys
+# Without the estimator and scikit-learn, whose import takes seconds.
+OTHER_PROCESS = f"""
+import sys, types
+sys.modules["sktransfer"] = module = types.ModuleType("sktransfer")
+module.__path__ = {list(sktransfer.__path__)}
 import sktransfer.extraction, sktransfer.session
 from sktransfer.devices import Device
 from sktransfer.turns import take_turn
@@ -333,7 +336,7 @@ sktransfer.extraction.resolve_device = lambda device: Device("cuda:0", (("CPUExe
 with take_turn("gpu-test"):
     print("taken", flush=True)
     sys.stdin.readline()
-    sktransfer.extract(sys.argv[2:], sys.argv[1])
+    sktransfer.extraction.extract(sys.argv[2:], sys.argv[1])
 """
 
 

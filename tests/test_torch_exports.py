@@ -22,7 +22,13 @@ TORCHSCRIPT, DYNAMO = "torchscript", "dynamo"
 OPSETS = {TORCHSCRIPT: (11, 13, 17, 20), DYNAMO: (18, 25)}  # the last: the newest that exporter and runtime both know
 FAST = {(TORCHSCRIPT, 17, "dynamic"), (TORCHSCRIPT, 11, "static"), (DYNAMO, 18, "dynamic")}
 FIRST_OPSET = {"vit_torchvision": 14}  # of torch's own attention, exported through TorchScript
-FAST_DYNAMO = {"convnext", "headless_tokens", "mobilenet_v3", "resnet_v2", "squeezenet", "swin", "vit_class_token"}
+FAST_NAMES = {  # of the others, every network is fast
+    (DYNAMO, 18, "dynamic"): {"convnext", "mobilenet_v3", "vit_class_token"},
+    (TORCHSCRIPT, 11, "static"): {
+        "headless_tokens", "inception", "mobilenet_v1", "resnet_basic", "shufflenet", "squeezenet", "swin", "vgg_bn",
+        "vit_mean",
+    },
+}  # fmt: skip
 
 
 def list_exports():
@@ -30,7 +36,8 @@ def list_exports():
     versions = [(exporter, opset) for exporter, opsets in OPSETS.items() for opset in opsets]
     for (exporter, opset), batch, name in itertools.product(versions, ("dynamic", "static"), NETWORKS):
         if exporter == DYNAMO or opset >= FIRST_OPSET.get(name, 0):
-            fast = (exporter, opset, batch) in FAST and (exporter != DYNAMO or name in FAST_DYNAMO)
+            version = (exporter, opset, batch)
+            fast = version in FAST and name in FAST_NAMES.get(version, NETWORKS)
             yield pytest.param(name, exporter, opset, batch, marks=() if fast else pytest.mark.slow)
 
 
