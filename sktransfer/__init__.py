@@ -2,6 +2,8 @@
 
 from sktransfer.backbones import Backbone, list_backbones, load_backbone
 from sktransfer.cache import cache_info, clear_cache
+from sktransfer.checks import check_images
+from sktransfer.duplicates import duplicate_groups
 from sktransfer.exceptions import (
     BackboneError,
     CacheWarning,
@@ -15,6 +17,7 @@ from sktransfer.exceptions import (
 )
 from sktransfer.extraction import extract
 from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.image_block import make_image_block
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.quantization import quantize_backbone
 from sktransfer.selection import prefetch
@@ -36,10 +39,13 @@ __all__ = [
     "PretrainedFeatureExtractor",
     "SktransferError",
     "cache_info",
+    "check_images",
     "clear_cache",
+    "duplicate_groups",
     "extract",
     "list_backbones",
     "load_backbone",
+    "make_image_block",
     "prefetch",
     "quantize_backbone",
     "release_sessions",

@@ -41,45 +41,105 @@ def demo(
     typer.echo(f"\nThe plot is in {plot}.")
 
 
+Source = Annotated[Path, typer.Argument(help="A folder of images, or a table: .csv, .tsv, .parquet, .feather.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="A column of images of a table; several times.")]
+Root = Annotated[Path | None, typer.Option(help="Folder that relative paths in a table start from.")]
+Delimiter = Annotated[str | None, typer.Option(help="Between the cells of a text table; a comma, or a tab in .tsv.")]
+
+
 @app.command()
 def extract(
-    folder: Annotated[Path, typer.Argument(help="Folder of images; folders inside it are searched too.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .parquet, .csv, .feather or .npz file.")],
+    source: Source,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="A .parquet, .csv, .feather or .npz file; or DIR/ for parts.")
+    ],
+    column: Columns = None,
+    root: Root = None,
     backbone: Backbone = "default",
     layer: Annotated[list[str] | None, typer.Option(help="Where the network is cut; several are joined.")] = None,
     pooling: Annotated[str | None, typer.Option(help="avg, max, gem or flatten.")] = None,
     preprocessing: Annotated[str | None, typer.Option(help="imagenet, tf or caffe, if the file states none.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    broken_images: Annotated[str, typer.Option(help="error, nan or zero.")] = "error",
+    missing_images: Annotated[str, typer.Option(help="Empty cells: error, nan or zero.")] = "error",
+    broken_images: Annotated[str, typer.Option(help="Unreadable images: error, nan or zero.")] = "error",
+    indicator: Annotated[bool, typer.Option("--indicator", help="Add COLUMN_missing: 1 where there is none.")] = False,
     labels_from_folders: Annotated[bool, typer.Option(help="Add the first folder's name as column `label`.")] = False,
+    output_format: Annotated[str | None, typer.Option("--format", help="parquet, csv, feather or npz.")] = None,
+    layout: Annotated[str, typer.Option(help="columns: one a feature; list: one a column of images.")] = "columns",
+    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part in DIR/.")] = 4096,
+    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n shares, from 1/n to n/n.")] = "1/1",
+    max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more images cannot be read.")] = None,
+    report: Annotated[Path | None, typer.Option(help="A .csv file for all failures.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and write nothing.")] = False,
+    progress: Annotated[str, typer.Option(help="bar, json or none, on stderr.")] = "bar",
+    delimiter: Delimiter = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where embeddings are kept.")] = None,
     jobs: Jobs = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Embed every image under a folder into a table: one row an image, its relative path as the index."""
-    import pandas as pd
+    """Embed the images of a folder or of a table's columns into a table, beside its other columns.
 
-    from sktransfer.extractor import PretrainedFeatureExtractor
-    from sktransfer.tables import check_output, find_images, write_table
+    A run that was stopped goes on where it was: embeddings are kept in the cache, and finished parts of DIR/ stay.
+    Exits with 1 if images could not be read; empty cells that --missing-images allows are no failure.
+    """
+    from sktransfer import table_command
 
-    check_output(output)
-    paths = find_images(folder)
-    extractor = PretrainedFeatureExtractor(
-        backbone,
+    _check_choice("--layout", layout, ("columns", "list"))
+    _check_choice("--dtype", dtype, ("float32", "float16"))
+    _check_choice("--progress", progress, ("bar", "json", "none"))
+    target = table_command.find_target(output, output_format)
+    table = table_command.open_source(source, column, delimiter, target.form, labels=labels_from_folders)
+    job = table_command.plan_job(
+        table,
+        target,
+        root=source if source.is_dir() else root,
+        backbone=backbone,
         layer=layer[0] if layer and len(layer) == 1 else layer or None,
         pooling=pooling,
         preprocessing=preprocessing,
         device=device,
+        missing_images=missing_images,
         broken_images=broken_images,
-        root=folder,
+        add_indicator=indicator,
+        cache_dir="auto" if cache_dir is None else cache_dir,
         n_jobs=jobs,
-        verbose=not quiet,
+        layout=layout,
+        dtype=dtype,
+        part_rows=part_rows,
+        shard=table_command.parse_shard(shard),
+        max_failures=max_failures,
+        progress=not quiet and progress != "none",
     )
-    embeddings = extractor.fit_transform(paths)
-    frame = pd.DataFrame(embeddings, index=pd.Index(paths, name="path"), columns=extractor.get_feature_names_out())
-    if labels_from_folders:
-        frame.insert(0, "label", [path.partition("/")[0] if "/" in path else "" for path in paths])
-    write_table(frame, output)
-    typer.echo(f"{len(frame)} images, {embeddings.shape[1]} features each, written to {output}.", err=True)
+    if dry_run:
+        typer.echo(table_command.describe_estimate(job, target))
+        return
+    failed = table_command.run_job(job, target, "none" if quiet else progress, report, typer.echo)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def check(
+    source: Source,
+    column: Columns = None,
+    root: Root = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A .csv file with a line an image.")] = None,
+    delimiter: Delimiter = None,
+    jobs: Jobs = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Read and decode every image of a folder or a table, before a long run; exits with 1 if one cannot be read."""
+    from sktransfer import table_command
+
+    table = table_command.open_source(source, column, delimiter, "csv")
+    folder = source if source.is_dir() else root
+    broken = table_command.check_table(table, folder, output, jobs, typer.echo, progress=not quiet)
+    raise typer.Exit(1 if broken else 0)
+
+
+def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}. Got {value!r} instead.")
 
 
 cache_app = typer.Typer(help="The embeddings kept on disk.", no_args_is_help=True)

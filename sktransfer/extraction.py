@@ -160,10 +160,11 @@ def extract(
         backbone, layer, pooling, preprocessing, device, precision, cache_dir, progress=bool(verbose)
     )
     embeddings, failures = extract_references(read_references(images, image_shape), plan, options, out=out)
-    return (embeddings, _report(failures)) if return_report else embeddings
+    return (embeddings, report_failures(failures)) if return_report else embeddings
 
 
-def _report(failures: Sequence[ImageFailure]) -> pd.DataFrame:
+def report_failures(failures: Sequence[ImageFailure]) -> pd.DataFrame:
+    """A frame with one line for each failure."""
     import pandas as pd
 
     names = ["row", "column", "reference", "reason", "missing"]
@@ -243,6 +244,13 @@ def _fill_cells(
         for column, row in cells:
             blocks[column][row] = _FILL.get(policy, np.nan)
     return [*unusable, *images.empty]
+
+
+def name_features(columns: Sequence[str], backbone: str, n_features: int, add_indicator: bool) -> list[str]:
+    """``<backbone>_<i>``, or ``<column>_<backbone>_<i>`` for several columns of images; then ``<column>_missing``."""
+    prefixes = [""] if len(columns) == 1 else [f"{column}_" for column in columns]
+    names = [f"{prefix}{backbone}_{i}" for prefix in prefixes for i in range(n_features)]
+    return names + [f"{column}_missing" for column in columns if add_indicator]
 
 
 def _describe_empty(references: References, cell: Cell) -> ImageFailure:

@@ -8,7 +8,7 @@ from sklearn.utils.validation import _check_feature_names, check_is_fitted, vali
 
 from sktransfer.backbones import pin_reference
 from sktransfer.exceptions import BackboneError
-from sktransfer.extraction import extract_references, plan_extraction
+from sktransfer.extraction import extract_references, name_features, plan_extraction
 from sktransfer.options import ExtractionOptions
 from sktransfer.references import describe_flat_images, is_numeric_table, list_references, reshape_flat_images
 
@@ -223,9 +223,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
                 )
             if len(columns) > 1:
                 columns = names
-        prefixes = [""] if len(columns) == 1 else [f"{column}_" for column in columns]
-        names_out = [f"{prefix}{self.backbone_}_{i}" for prefix in prefixes for i in range(self._n_embedding)]
-        names_out += [f"{column}_missing" for column in columns if self.add_indicator]
+        names_out = name_features(columns, self.backbone_, self._n_embedding, self.add_indicator)
         return np.asarray(names_out, dtype=object)
 
     def __sklearn_tags__(self):

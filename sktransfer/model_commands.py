@@ -281,7 +281,7 @@ def _echo_table(frame: pd.DataFrame) -> None:
 
 
 def _write(frame: pd.DataFrame, output: Path | None, index: str) -> None:
-    from sktransfer.tables import check_output, write_table
+    from sktransfer.writers import check_output, write_table
 
     if output is not None:
         check_output(output)

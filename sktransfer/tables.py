@@ -1,20 +1,38 @@
-"""Folders of images in, tables of embeddings out."""
+"""What a command reads: the rows of a table, or the images of a folder as the rows of one."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sktransfer._optional import import_optional
+from sktransfer.digests import digest_bytes, digest_file
 from sktransfer.images import IMAGE_SUFFIXES
-from sktransfer.outputs import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+ARROW_SUFFIXES = (".parquet", ".feather", ".arrow")
+MISSING_TEXTS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")  # in a column of images
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are read part by part."""
+
+    n_rows: int
+    columns: tuple[str, ...]  # of images
+    others: tuple[str, ...]  # that are kept
+    digest: str  # of the content of the file, or of the names of the images
+    read: Callable[[int, int], pd.DataFrame]  # the rows from the first number up to the second
+    names: tuple[str, ...] | None  # of the columns of images, in messages; a folder has none
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[str]:
@@ -43,54 +61,124 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
     return sorted(found)
 
 
-def check_output(path: str | os.PathLike[str]) -> Path:
-    """Refuse, before any work, an output file that could not be written.
+def open_folder(folder: str | os.PathLike[str], *, labels: bool = False) -> Table:
+    """The images under `folder`: their relative paths as the index, the first folder's name as the column "label"."""
+    import pandas as pd
+
+    paths = find_images(folder)
+    frame = pd.DataFrame({"path": paths}, index=pd.Index(paths, name="path"))
+    if labels:
+        frame["label"] = [path.partition("/")[0] if "/" in path else "" for path in paths]
+    digest = digest_bytes("\n".join(paths).encode("utf-8", "surrogateescape")).hex()
+    return Table(len(paths), ("path",), tuple(frame.columns[1:]), digest, _slice(frame), None)
+
+
+def open_table(
+    path: str | os.PathLike[str], columns: Sequence[str], *, delimiter: str | None = None, as_text: bool = False
+) -> Table:
+    """A .csv, .tsv, .parquet, .feather or .arrow file with columns of images.
+
+    Other columns are kept: with `as_text` those of a text file exactly as they are written there, else with the types
+    that they look like. Columns that hold images themselves (bytes) are not kept.
 
     Raises
     ------
     ValueError
-        If the suffix is unknown or the folder does not exist.
+        If the file cannot be read, or has no column of a name.
     MissingExtraError
         If the format needs an extra that is not installed.
     """
     file = Path(path)
-    if file.suffix not in _WRITERS:
-        raise ValueError(f"The output must end in {', '.join(_WRITERS)}. Got {file.name!r} instead.")
-    if not file.parent.is_dir():
-        raise ValueError(f"The folder of the output must exist. There is no {str(file.parent)!r}; create it first.")
-    if file.is_dir():
-        raise ValueError(f"The output must be a file. {str(file)!r} is a folder.")
-    if not os.access(file.parent, os.W_OK):
-        raise ValueError(f"The folder of the output must be writable. {str(file.parent)!r} is not.")
-    if file.suffix in (".parquet", ".feather"):
+    if not file.is_file():
+        raise ValueError(f"The source must be an existing folder or table. Got {str(file)!r} instead.")
+    is_text = file.name.lower().endswith(TEXT_SUFFIXES)
+    if not is_text and not file.name.lower().endswith(ARROW_SUFFIXES):
+        allowed = ", ".join((*TEXT_SUFFIXES, *ARROW_SUFFIXES))
+        raise ValueError(f"The source must be a folder of images, or end in {allowed}. Got {file.name!r} instead.")
+    wanted = tuple(dict.fromkeys(columns))
+    if not wanted:
+        raise ValueError("A table needs --column NAME, once for each column of images.")
+    try:
+        if is_text:
+            frame = _read_text(file, wanted, delimiter, as_text=as_text)
+            names, n_rows, read, kept = tuple(frame.columns), len(frame), _slice(frame), wanted
+        else:
+            names, n_rows, read, kept = _open_arrow(file, wanted)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
+    for column in wanted:
+        if column not in names:
+            raise ValueError(f"--column must name a column of {file}. Got {column!r} instead of {_join(names)}.")
+    if n_rows == 0:
+        raise ValueError(f"The table must have rows. {file} has none.")
+    others = tuple(name for name in names if name not in wanted or name in kept)
+    return Table(n_rows, wanted, others, digest_file(file), read, wanted)
+
+
+def _join(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:8]))
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
+
+
+def _slice(frame: pd.DataFrame) -> Callable[[int, int], pd.DataFrame]:
+    return lambda start, stop: frame.iloc[start:stop]
+
+
+def _read_text(file: Path, columns: Sequence[str], delimiter: str | None, *, as_text: bool) -> pd.DataFrame:
+    import pandas as pd
+
+    separator = delimiter or ("\t" if ".tsv" in file.name.lower() else ",")
+    options: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig", "keep_default_na": not as_text}
+    if not as_text:
         import_optional("pyarrow", "table")
-    return file
+        options["dtype_backend"] = "pyarrow"  # keeps whole numbers whole where cells are empty
+    frame: pd.DataFrame = pd.read_csv(file, dtype=str if as_text else dict.fromkeys(columns, str), **options)
+    for column in columns:
+        if column in frame.columns:
+            cells = frame[column].astype(object)
+            frame[column] = cells.where(cells.notna() & ~cells.isin(MISSING_TEXTS), None)
+    return frame
 
 
-def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write `frame`, its index included, in the format of the suffix; the file appears whole or not at all."""
-    file = check_output(path)
-    with replacing(file) as temporary:
-        _WRITERS[file.suffix](frame, temporary)
+def _open_arrow(
+    file: Path, columns: Sequence[str]
+) -> tuple[tuple[str, ...], int, Callable[[int, int], pd.DataFrame], tuple[str, ...]]:
+    """Names, number of rows, reader, and the columns of images that are texts."""
+    import_optional("pyarrow", "table")
+    import pyarrow as pa
+
+    if file.name.lower().endswith(".parquet"):
+        schema, starts, read_group = _open_parquet(file)
+    else:
+        with pa.memory_map(str(file)) as source:
+            whole = pa.ipc.open_file(source).read_all()
+        schema, starts, read_group = whole.schema, np.array([0, len(whole)]), lambda _: whole
+
+    def read(start: int, stop: int) -> pd.DataFrame:
+        import pandas as pd
+
+        first = int(np.searchsorted(starts, start, side="right")) - 1
+        last = max(int(np.searchsorted(starts, stop, side="left")), first + 1)
+        rows = pa.concat_tables([read_group(group) for group in range(first, last)])
+        part = rows.slice(start - int(starts[first]), stop - start)
+        frame: pd.DataFrame = part.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        return frame
+
+    texts = [name for name in columns if name in schema.names and not _holds_bytes(schema.field(name).type)]
+    return tuple(schema.names), int(starts[-1]), read, tuple(texts)
 
 
-def _write_npz(frame: pd.DataFrame, path: Path) -> None:
-    """Arrays `index`, `embeddings` and `columns`, and one array for each column that is not numeric."""
-    numeric = frame.select_dtypes("number")
-    others = {name: np.asarray(frame[name], dtype=str) for name in frame.columns.difference(numeric.columns)}
-    with open(path, "wb") as file:
-        np.savez(
-            file,
-            index=np.asarray(frame.index, dtype=str),
-            embeddings=numeric.to_numpy(np.float32),
-            columns=np.asarray(numeric.columns, dtype=str),
-            **others,  # type: ignore[arg-type]
-        )
+def _open_parquet(file: Path) -> tuple[Any, np.ndarray[Any, Any], Callable[[int], Any]]:
+    import pyarrow.parquet as pq
+
+    source = pq.ParquetFile(file, memory_map=True)
+    sizes = [source.metadata.row_group(group).num_rows for group in range(source.metadata.num_row_groups)]
+    return source.schema_arrow, np.cumsum([0, *sizes]), functools.lru_cache(maxsize=2)(source.read_row_group)
 
 
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    ".parquet": lambda frame, path: frame.to_parquet(path, engine="pyarrow"),
-    ".csv": lambda frame, path: frame.to_csv(path, encoding="utf-8"),
-    ".feather": lambda frame, path: frame.reset_index().to_feather(path),
-    ".npz": _write_npz,
-}
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

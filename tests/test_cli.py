@@ -11,7 +11,8 @@ import sktransfer.demo
 from sktransfer import ImageReadError, extract
 from sktransfer.cli import app
 from sktransfer.demo import FOLDS, HEADS, digits_tasks, folder_task, run_demo
-from sktransfer.tables import check_output, find_images, write_table
+from sktransfer.tables import find_images
+from sktransfer.writers import check_output, write_table
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_extract_writes_one_row_an_image_in_every_format(run, class_folders, tmp
             np.testing.assert_array_equal(arrays["embeddings"][0], expected)
         return
     readers = {"parquet": pd.read_parquet, "csv": lambda p: pd.read_csv(p, index_col=0),
-               "feather": lambda p: pd.read_feather(p).set_index("path")}  # fmt: skip
+               "feather": pd.read_feather}  # fmt: skip
     frame = readers[suffix](output)
     assert frame.index.tolist() == find_images(class_folders)
     assert frame.columns[:2].tolist() == ["label", "tiny-v1_0"]
@@ -104,8 +105,8 @@ def test_a_broken_photo_is_named_and_nothing_is_written(run, class_folders, tmp_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "nowhere", "must be an existing folder"),
-        (lambda folder: folder / "bright" / "0.png", "must be an existing folder"),
+        (lambda folder: folder / "nowhere", "must be an existing folder or table"),
+        (lambda folder: folder / "bright" / "0.png", "must be a folder of images, or end in .csv"),
         (lambda folder: (folder / "empty").mkdir() or folder / "empty", "must hold images"),
     ],
 )
