@@ -169,12 +169,15 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
     (tmp_path / "empty.jpg").touch()
     whole = encode(photo(0, 200, 200), "JPEG")
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    reasons = {"text.jpg": "no image format", "empty.jpg": "is empty", "none.jpg": "no such file"}
+    reasons = {
+        "text.jpg": "no image format",
+        "empty.jpg": "is empty",
+        "none.jpg": "no such file",
+        "cut.jpg": "truncated",
+    }
     for name, reason in reasons.items():
         with pytest.raises(ImageReadError, match=reason):
             decode_content(read_place(str(tmp_path / name))[0], None)
-    with pytest.raises(OSError, match="truncated"):
-        decode_content(read_place(str(tmp_path / "cut.jpg"))[0], None)
     with pytest.raises(ImageReadError, match="is a folder"):
         read_place(str(tmp_path))
 
