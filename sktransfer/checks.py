@@ -130,7 +130,10 @@ def _report(references: References, images: Images, findings: list[_Finding]) ->
         if finding.digest is not None and first_row.setdefault(finding.digest, row) != row:
             duplicate_of = first_row[finding.digest]
         lines.append({**line, **vars(finding), "duplicate_of": duplicate_of})
-    names = ["row", "column", "reference", "reason", "missing", "width", "height", "size", "digest", "duplicate_of"]
-    frame = pd.DataFrame(lines, columns=names).sort_values("row", kind="stable", ignore_index=True)
-    integers = dict.fromkeys(("width", "height", "size", "duplicate_of"), "Int64")
-    return frame.astype({**integers, **dict.fromkeys(("column", "reference", "reason", "digest"), object)})
+    lines.sort(key=lambda line: line["row"])
+    integer, text = "Int64", object
+    kinds = {"row": "int64", "column": text, "reference": text, "reason": text, "missing": "bool", "width": integer,
+             "height": integer, "size": integer, "digest": text, "duplicate_of": integer}  # fmt: skip
+    return pd.DataFrame(
+        {name: pd.Series([line.get(name) for line in lines], dtype=kind) for name, kind in kinds.items()}  # type: ignore[call-overload]
+    )
