@@ -17,14 +17,14 @@ def deflate(n_bytes, value=b"\0"):
     return b"".join([*parts, squeeze.compress(value * (n_bytes % 2**20)), squeeze.flush()])
 
 
-def png(width, height, mode, extra=b""):
-    """A black PNG; `extra` chunks come before the pixels."""
+def png(width, height, mode, extra=b"", rows=None):
+    """A black PNG, of which only the first `rows` are there; `extra` chunks come before the pixels."""
     colour, depth, row = {
         "1": (0, 1, -(-width // 8)), "L": (0, 8, width), "RGB": (2, 8, 3 * width), "RGBA": (6, 8, 4 * width),
         "I;16": (0, 16, 2 * width),
     }[mode]  # fmt: skip
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    data = deflate((row + 1) * height)
+    data = deflate((row + 1) * (height if rows is None else rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -34,10 +34,10 @@ def saved(width, height, mode, image_format, **options):
     return stream.getvalue()
 
 
-def text_bomb(name):
-    """A PNG whose text or profile is 200 MB of zeros."""
+def text_bomb(name, n_bytes=200_000_000):
+    """A PNG whose text or profile are zeros."""
     head = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[name]
-    return png(8, 8, "L", chunk(name, head + deflate(200_000_000)))
+    return png(8, 8, "L", chunk(name, head + deflate(n_bytes)))
 
 
 def qoi_runs(width, height):
@@ -94,9 +94,9 @@ def jpeg_exif(entries, length):
     return content[:2] + b"".join(marks) + content[20:]  # without JFIF's density, which Pillow then looks for in EXIF
 
 
-def ico(width, height):
+def ico(width, height, rows=None):
     """An icon that says 16x16 and holds a PNG."""
-    inner = png(width, height, "RGBA")
+    inner = png(width, height, "RGBA", rows=rows)
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
 
 
