@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import decimal
 import io
 import logging
@@ -206,6 +207,7 @@ def _decode(content: bytes | Pixels, pixel_range: PixelRange, turn: contextlib.E
             large = image.width * image.height > LARGE_PIXELS
             if large:
                 turn.enter_context(_large_lock)
+                turn.callback(_give_memory_back)
             image.load()
             upright = to_rgb(image, pixel_range)
             # An opened file keeps more than its pixels.
@@ -388,6 +390,12 @@ _PIL_MODULES = re.compile(r"PIL\.")
 _NO_LOG = logging.NullHandler()
 _quiet_depth = 0
 _quiet_lock, _file_lock, _large_lock = threading.Lock(), threading.Lock(), threading.RLock()
+
+
+def _give_memory_back() -> None:
+    """Ask glibc for it: it keeps what a thread has freed for that thread."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_after_fork() -> None:

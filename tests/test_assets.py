@@ -1,9 +1,11 @@
 """On real backbones and photos; skipped where SKTRANSFER_ASSETS is unset."""
 
+import contextlib
 import csv
 import os
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -22,7 +24,9 @@ from test_graph import assert_same
 from test_graph import by_hand as activations_by_hand
 
 from sktransfer import PretrainedFeatureExtractor, extract, load_backbone
+from sktransfer.exceptions import ImageReadError
 from sktransfer.extraction import plan_extraction
+from sktransfer.images import decode_content, quiet_decoder
 from sktransfer.session import forward_passes
 
 MODELS = [
@@ -129,6 +133,43 @@ def test_nasty_files_are_embedded_or_named(assets, capfd):
         "pillow/truncated_end_chunk.png",  # which is what the manifest seems to have counted
     }
     assert not set(range(len(rows))) - loads - failed, "a vector for a file that does not load"
+
+
+NASTY = """
+import csv, resource, sys, warnings, numpy as np, sktransfer
+with open(sys.argv[2] + "/manifest.csv", encoding="utf-8") as file:
+    names = [row["file"] for row in csv.DictReader(file)]
+warnings.simplefilter("ignore")
+out = sktransfer.extract(names, sys.argv[1], root=sys.argv[2], cache_dir=None, broken_images="nan", n_jobs=2)
+np.save(sys.argv[3], out)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_nasty_files_take_less_than_a_gigabyte_and_stay_in_order(assets, tmp_path):
+    model, folder = assets / "models" / "mobilenetv1_0.25_128", assets / "datasets" / "nasty"
+    command = [sys.executable, "-c", NASTY, model, folder, tmp_path / "out.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1e9
+    vectors = np.load(tmp_path / "out.npy")
+    with open(folder / "manifest.csv", encoding="utf-8") as file:
+        names = [row["file"] for row in csv.DictReader(file)]
+    assert len(vectors) == len(names) == 496
+    some = [row for row in range(0, 496, 31) if not np.isnan(vectors[row]).any()]
+    alone = extract([names[row] for row in some], model, root=folder, cache_dir=None, n_jobs=1)
+    np.testing.assert_array_equal(vectors[some], alone)
+
+
+@pytest.mark.slow
+def test_no_nasty_file_takes_long(assets):
+    folder = assets / "datasets" / "nasty"
+    with open(folder / "manifest.csv", encoding="utf-8") as file:
+        names = [row["file"] for row in csv.DictReader(file)]
+    for name in names:
+        start = time.thread_time()
+        with quiet_decoder(), contextlib.suppress(ImageReadError):
+            decode_content((folder / name).read_bytes(), None)
+        assert time.thread_time() - start < 5, name
 
 
 MEMORY = """

@@ -1,5 +1,7 @@
 import base64
+import decimal
 import io
+import threading
 import warnings
 import zlib
 
@@ -8,9 +10,13 @@ import pytest
 from conftest import encode, photo
 from PIL import Image
 
+from sktransfer import images, limits
 from sktransfer.exceptions import ImageReadError
 from sktransfer.images import (
     decode_content,
+    decoding,
+    describe_error,
+    describe_reference,
     is_inline,
     is_missing,
     pixels_from_array,
@@ -25,7 +31,11 @@ def decode(content, pixel_range=None):
     return np.asarray(decode_content(content, pixel_range))
 
 
-@pytest.mark.parametrize("cell", [None, float("nan"), np.float32("nan"), "", b""])
+EMPTY = [None, float("nan"), np.float32("nan"), "", b"", np.datetime64("NaT"), np.timedelta64("NaT"), np.ma.masked,
+         decimal.Decimal("nan"), {}, {"bytes": None, "path": None}]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", EMPTY)
 def test_an_empty_cell_is_missing(cell):
     assert is_missing(cell)
 
@@ -36,7 +46,11 @@ def test_pandas_markers_are_missing():
     assert is_missing(pd.NaT)
 
 
-@pytest.mark.parametrize("cell", ["x.png", b"x", np.zeros((2, 2)), {"bytes": None, "path": "x"}, 0.5])
+FILLED = ["x.png", b"x", np.zeros((2, 2)), {"bytes": None, "path": "x"}, 0.5, " ", {"bytes": b""},
+          np.datetime64("2024-01-01"), decimal.Decimal(1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", FILLED)
 def test_a_filled_cell_is_not_missing(cell):
     assert not is_missing(cell)
 
@@ -200,3 +214,141 @@ def test_quiet_decoder_leaves_the_filters_as_they_were_whoever_leaves_first():
     assert len(warnings.filters) == len(before) + 1
     other.__exit__(None, None, None)
     assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_text_gives_the_bytes_that_it_holds(image_format):
+    content = encode(photo(0), image_format)
+    text = base64.b64encode(content).decode()
+    wrapped = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    escaped = "".join(f"%{byte:02X}" for byte in content)
+    for reference in (text, wrapped, text.rstrip("="), f" {text}\n"):
+        assert read_pixels(reference, None) == content
+    for head in ("data:image/png;base64,", "data:;BASE64,", "Data:image/png;name=a.png;base64,"):
+        assert read_pixels(head + text, None) == read_pixels(head + text.replace("+", "%2B"), None) == content
+    assert read_pixels(f"data:image/png,{escaped}", None) == content
+
+
+@pytest.mark.parametrize("text", ["data:image/png;base64,!", "data:;base64,abcde", "/9j/" + "a" * 5000 + "!"])
+def test_damaged_base64_is_named(text):
+    with pytest.raises(ImageReadError, match="its base64 text is damaged"):
+        read_pixels(text, None)
+
+
+def test_a_file_object_is_read_whole_and_stays_where_it_is(tmp_path):
+    content = encode(photo(0))
+    (tmp_path / "a.png").write_bytes(content)
+    with open(tmp_path / "a.png", "rb") as file:
+        file.seek(7)
+        assert read_pixels(file, None) == read_pixels(io.BytesIO(content), None) == content
+        assert file.tell() == 7
+    for held in (bytearray(content), memoryview(content)):
+        assert read_pixels({"bytes": held, "path": "gone.png"}, None) == content
+
+
+class Pipe(io.RawIOBase):
+    """A stream that cannot go back."""
+
+    def read(self, size=-1):
+        return b"x"
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [(Pipe(), "must be seekable, since it may be read more than once; pass its bytes"),
+     (io.StringIO("x"), r"must be opened in binary mode. Its read\(\) gave str")],
+)  # fmt: skip
+def test_file_objects_that_give_no_bytes_are_refused(file, message):
+    with pytest.raises(ImageReadError, match=message):
+        read_pixels(file, None)
+
+
+def test_references_are_described_in_a_few_words(tmp_path):
+    (tmp_path / "a.png").touch()
+    with open(tmp_path / "a.png", "rb") as file:
+        assert describe_reference(file) == f"file {str(tmp_path / 'a.png')!r}"
+    assert describe_reference(io.BytesIO()) == "BytesIO"
+    assert describe_reference("/9j/" + "a" * 96) == "base64 text of 100 characters"
+    assert describe_reference("data:image/png;base64," + "a" * 78) == "data URL of 100 characters"
+    assert describe_reference({"bytes": None, "path": "a.png"}) == "'a.png'"
+    long = describe_reference("/folder/" + "a" * 1000 + "/name.png")
+    assert len(long) < 125
+    assert long.startswith("'/folder/")
+    assert long.endswith("/name.png'")
+
+
+def test_reasons_are_one_printable_clause():
+    assert describe_error(ValueError("a\0b\nc")) == "a?b"
+    assert describe_error(KeyError()) == "KeyError"
+    assert len(describe_error(ValueError("x" * 1000))) == 200
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "I;16", "I", "F", "LAB", "L"])
+def test_bands_change_no_pixel(monkeypatch, mode, rng):
+    values = rng.integers(0, 256, (40, 52, 4), dtype=np.uint8)
+    image = Image.fromarray(values).convert("RGB").convert("L" if mode in ("I;16", "I", "F") else "RGB")
+    image = Image.fromarray(values) if mode == "RGBA" else image.convert(mode) if mode != "LAB" else image
+    if mode == "LAB":
+        image = Image.merge("LAB", image.split())
+    if mode == "F":
+        image = Image.fromarray(np.asarray(image) / np.float32(255))
+    if mode in ("P", "RGB", "L"):
+        image.info["transparency"] = (9, 9, 9) if mode == "RGB" else 9
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr(images, "BAND_PIXELS", 300)
+    np.testing.assert_array_equal(to_rgb(image), whole)
+
+
+def test_the_users_limit_of_pillow_replaces_ours(monkeypatch):
+    content = encode(Image.new("L", (300, 200)))
+    monkeypatch.setattr(limits, "MAX_PIXELS", 59_999)
+    with pytest.raises(ImageReadError, match="300x200 are more than .* in mode L; .* set PIL.Image.MAX_IMAGE_PIXELS"):
+        decode_content(content, None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert decode_content(content, None).size == (300, 200)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 29_999)
+    with pytest.raises(ImageReadError, match=r"exceeds limit of 59998 pixels, could be decompression bomb DOS attack$"):
+        decode_content(content, None)
+
+
+@pytest.mark.parametrize("image_format", ["QOI", "JPEG", "PNG"])
+def test_a_decoder_that_takes_too_long_is_stopped(monkeypatch, image_format):
+    content = encode(photo(0, 200, 300), image_format, **({"progressive": True} if image_format == "JPEG" else {}))
+    monkeypatch.setattr(limits, "DECODE_SECONDS", -1.0)
+    with pytest.raises(ImageReadError, match="takes more than -1 seconds"):
+        decode_content(content, None)
+
+
+def test_too_little_memory_is_the_reason_of_one_image(monkeypatch):
+    def fail(image, pixel_range):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "to_rgb", fail)
+    with pytest.raises(ImageReadError, match="too little memory for 52x40 pixels"):
+        decode_content(encode(photo(0)), None)
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(images, "LARGE_PIXELS", 1_000)
+    content, done = encode(photo(0)), threading.Event()
+    thread = threading.Thread(target=lambda: (decode_content(content, None), done.set()))
+    with decoding(content, None) as image:
+        thread.start()
+        assert image.size == (52, 40)
+        assert not done.wait(0.2)
+    assert done.wait(30)
+    thread.join()
+
+
+def test_a_format_that_is_registered_later_is_known(monkeypatch):
+    class Late(Image.Image):
+        format = "LATE"
+
+        def __init__(self, file, name):
+            super().__init__()
+            self._mode, self._size, self.im = "RGB", (3, 2), Image.new("RGB", (3, 2), "red").im
+
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    Image.register_open("LATE", Late, lambda prefix: prefix.startswith(b"late"))
+    assert decode(b"late" * 9).tolist() == [[[255, 0, 0]] * 3] * 2
