@@ -242,9 +242,15 @@ def _explain(error: Exception, content: bytes, size: str) -> str:
         return _why_unidentified(content)
     if isinstance(error, Image.DecompressionBombError):
         return f"too many pixels: {describe_error(error).rstrip('.')}{REMEDY if is_limited() else ''}"
-    if isinstance(error, (ImageReadError, OSError)) or type(error) in (SyntaxError, ValueError, NotImplementedError):
-        return describe_error(error)
-    text = describe_error(error)  # of a decoder that did not expect such a file
+    text = describe_error(error)
+    spoken = isinstance(error, (ImageReadError, OSError)) or type(error) in (
+        SyntaxError,
+        ValueError,
+        NotImplementedError,
+    )
+    if spoken and re.search("[a-z]", text):
+        return text
+    # The decoder did not expect such a file.
     return f"the image is damaged ({type(error).__name__}{': ' + text if text != type(error).__name__ else ''})"
 
 
