@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 import sktransfer
 from benchmarks.measure import assets_folder, write_markdown
-from sktransfer.images import decode_content, read_pixels
-from sktransfer.locations import locate, read_place
+from sktransfer.images import decode_content
+from sktransfer.locations import read_content
 
 BACKBONES = ("tiny-v1", "mobilenetv1_0.25_128", "squeezenet1.1", "resnet18_layer3", "resnet50v2_stage3",
              "mobilenetv2_features", "inception_v3_mixed8")  # fmt: skip
@@ -43,7 +43,7 @@ def tasks():
 def raw_pixels(images) -> np.ndarray:
     small = []
     for image in images:
-        decoded = decode_content(read_place(image)[0] if locate(image, None) else read_pixels(image, None), None)
+        decoded = decode_content(read_content(image, None), None)
         small.append(np.asarray(decoded.resize((32, 32), Image.Resampling.BILINEAR)).ravel())
     return np.stack(small).astype(np.float32)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sktransfer.digests import digest_bytes, digest_pixels
 from sktransfer.extraction import read_references
-from sktransfer.images import decode_content, describe_error, describe_reference, quiet_decoder, read_pixels
-from sktransfer.locations import locate, read_place
+from sktransfer.images import decoding, describe_error, describe_reference, quiet_decoder
+from sktransfer.locations import locate, read_content
 from sktransfer.options import ExtractionOptions, count_threads
 from sktransfer.progress import open_progress
 from sktransfer.references import Images, References, list_images
@@ -102,16 +102,14 @@ def _examine(images: Images, wanted: list[int], options: ExtractionOptions) -> I
 
 def _examine_one(reference: Any, options: ExtractionOptions) -> _Finding:
     try:
-        place = locate(reference, options.root)
-        content = read_pixels(reference, options.pixel_range) if place is None else read_place(place)[0]
-        image = decode_content(content, options.pixel_range)
-    except MemoryError:
-        raise
+        content = read_content(reference, options.root, options.pixel_range)
+        with decoding(content, options.pixel_range) as image:
+            width, height = image.size
     except Exception as error:
         return _Finding(describe_error(error))
     if isinstance(content, bytes):
-        return _Finding(None, image.width, image.height, len(content), digest_bytes(content).hex())
-    return _Finding(None, image.width, image.height, content.nbytes, digest_pixels(content).hex())
+        return _Finding(None, width, height, len(content), digest_bytes(content).hex())
+    return _Finding(None, width, height, content.nbytes, digest_pixels(content).hex())
 
 
 def _report(references: References, images: Images, findings: list[_Finding]) -> pd.DataFrame:

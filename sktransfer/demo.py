@@ -24,8 +24,8 @@ from sklearn.preprocessing import StandardScaler
 from sktransfer._optional import import_optional
 from sktransfer.exceptions import ImageReadError
 from sktransfer.extractor import PretrainedFeatureExtractor
-from sktransfer.images import decode_content, describe_error, read_pixels
-from sktransfer.locations import locate, read_place
+from sktransfer.images import decode_content, describe_error
+from sktransfer.locations import read_content
 from sktransfer.session import forward_passes
 from sktransfer.tables import find_images
 
@@ -128,8 +128,7 @@ def folder_task(folder: str | os.PathLike[str]) -> Task:
 def _read_small(reference: Any, side: int) -> np.ndarray[Any, Any]:
     # Here a photo that cannot be read is an error; in the search it would be a NaN score.
     try:
-        place = locate(reference, None)
-        image = decode_content(read_place(place)[0] if place is not None else read_pixels(reference, None), None)
+        image = decode_content(read_content(reference, None), None)
     except (ValueError, OSError) as error:
         raise ImageReadError(f"{reference!r} could not be read: {describe_error(error)}.") from error
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))

@@ -21,7 +21,7 @@ from sktransfer.claims import NO_CLAIM, Claim
 from sktransfer.devices import identify_gpu
 from sktransfer.digests import digest_bytes, digest_pixels
 from sktransfer.exceptions import MissingExtraError
-from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
+from sktransfer.images import decoding, describe_error, quiet_decoder, read_pixels
 from sktransfer.locations import check_place, is_file, is_remote, locate, read_place
 from sktransfer.options import ExtractionOptions, ExtractionPlan, count_gpu_processes, count_threads, find_space
 from sktransfer.progress import Progress, open_progress
@@ -365,8 +365,8 @@ class Run:
                 if content is None:
                     content = self._read_again(index)  # noqa: PLW2901
                     digest = _digest(content)  # noqa: PLW2901 - it may have changed meanwhile
-                image = decode_content(content, self.options.pixel_range)
-                pixels.append(self.plan.graph.preprocessing.resize_and_crop(image))
+                with decoding(content, self.options.pixel_range) as image:
+                    pixels.append(self.plan.graph.preprocessing.resize_and_crop(image))
             except Exception as error:
                 self._give_up_on(index, error)
                 continue

@@ -31,7 +31,7 @@ from typing import Any
 from sktransfer._optional import import_optional
 from sktransfer.downloads import SilenceError, refuse_transient
 from sktransfer.exceptions import ImageReadError, MissingExtraError
-from sktransfer.images import is_inline
+from sktransfer.images import PixelRange, Pixels, is_inline, read_pixels
 from sktransfer.sizes import format_bytes
 
 MEMBER = "::"  # between an archive and the name of its member
@@ -109,6 +109,12 @@ def pack_stamp(stamp: Stamp) -> bytes:
 def is_racy(stamp: Stamp, now_ns: int) -> bool:
     """Whether a file changed so recently that it may change again under the same times."""
     return now_ns - max(stamp[1], stamp[2]) < RACY_NS
+
+
+def read_content(reference: Any, root: str | os.PathLike[str] | None, pixel_range: PixelRange = None) -> bytes | Pixels:
+    """The encoded image, or the pixels, that a reference names or holds; errors as of `read_place`."""
+    place = locate(reference, root)
+    return read_pixels(reference, pixel_range) if place is None else read_place(place)[0]
 
 
 def read_place(place: str) -> tuple[bytes, bytes | None]:

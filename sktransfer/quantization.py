@@ -22,8 +22,8 @@ from sktransfer.devices import CPU
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError, ImageReadError
 from sktransfer.extraction import describe_failure, plan_extraction, read_references
-from sktransfer.images import decode_content, describe_error, quiet_decoder, read_pixels
-from sktransfer.locations import locate, read_place
+from sktransfer.images import decode_content, describe_error, quiet_decoder
+from sktransfer.locations import read_content
 from sktransfer.network import METADATA_KEY, METADATA_PREFIX, Network, load_model
 from sktransfer.outputs import replacing
 from sktransfer.preprocessing import Preprocessing
@@ -223,9 +223,7 @@ def _read_images(references: References, preprocessing: Preprocessing, root: Any
         for index, image in enumerate(_follow(chosen, "reading", verbose)):
             reference = images.reference(image)
             try:
-                place = locate(reference, root)
-                content = read_pixels(reference, None) if place is None else read_place(place)[0]
-                pixels[index] = preprocessing.resize_and_crop(decode_content(content, None))
+                pixels[index] = preprocessing.resize_and_crop(decode_content(read_content(reference, root), None))
             except Exception as error:
                 failure = describe_failure(references, images, image, describe_error(error))
                 raise ImageReadError(f"{failure}.", [failure]) from error

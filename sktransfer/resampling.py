@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 MIN_PIXELS = 40_000  # of the two passes together, below which it does not pay
+MAX_PIXELS = 16_000_000  # of the image, above which memory counts
 
 # Pillow 13, src/libImaging/Resample.c: half the width of each filter; older versions have the same
 _SUPPORT = {
@@ -41,7 +42,8 @@ def resize_part(image: Image.Image, size: tuple[int, int], part: _Box, resample:
     across_first = height - new_height <= max(0, 2 * (width - new_width))  # Resample.c: horizontal_first
     small = new_width * (height + new_height) < MIN_PIXELS
     whole = part == (0, 0, *size) or width == new_width or height == new_height
-    if small or whole or not across_first or resample not in _SUPPORT or not _is_exact():
+    large = width * height > MAX_PIXELS  # the rows that are kept would be a second copy of most of it
+    if small or large or whole or not across_first or resample not in _SUPPORT or not _is_exact():
         return image.resize(size, resample).crop(part)
     return _resize_part(image, size, part, resample)
 

@@ -186,7 +186,7 @@ def test_a_claim_dies_with_its_process(backbone_file, photos, tmp_path, counted)
     expected = extract(photos, backbone_file, cache_dir=None)
 
     def hang():
-        sktransfer.embedding.decode_content = lambda *args: time.sleep(60)
+        sktransfer.embedding.decoding = lambda *args: time.sleep(60)
         extract(photos, backbone_file, n_jobs=1)
 
     pid = run_forked(hang)
@@ -208,7 +208,7 @@ def test_a_stopped_process_holds_its_claims_for_a_limited_time(backbone_file, ph
     expected = extract(photos, backbone_file, cache_dir=None)
 
     def hang():
-        sktransfer.embedding.decode_content = lambda *args: time.sleep(60)
+        sktransfer.embedding.decoding = lambda *args: time.sleep(60)
         extract(photos, backbone_file, n_jobs=1)
 
     pid = run_forked(hang)

@@ -232,7 +232,7 @@ def test_an_error_in_a_thread_reaches_the_caller(embed, photos, monkeypatch):
     def fail(*args):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(sktransfer.embedding, "decode_content", fail)
+    monkeypatch.setattr(sktransfer.embedding, "decoding", fail)
     with pytest.raises(MemoryError, match="no memory"):
         embed(photos, n_jobs=2)
 
@@ -262,7 +262,7 @@ def test_verbose_shows_a_bar_on_stderr_and_nothing_on_stdout(embed, photos, capf
         (np.zeros((1, 2, 3, 4, 5)), ValueError, r"Got an array of shape \(1, 2, 3, 4, 5\)"),
         (np.array([b"a"]), TypeError, "must not have the dtype S"),
         ([3, 4], ValueError, "Got the number 3 in row 0 instead"),
-        ([object()], ImageReadError, "must be a path, bytes, a PIL image, an array or a dict"),
+        ([object()], ImageReadError, "must be a path, bytes, a PIL image, an array, a file object"),
     ],
 )
 def test_an_x_that_holds_no_images_is_refused(embed, X, error, message):

@@ -42,10 +42,10 @@ def test_lists_and_several_columns_are_checked_cell_by_cell(photo_files):
 
 
 def test_checking_runs_no_network_and_reads_a_place_once(photo_files, monkeypatch):
-    import sktransfer.checks
+    import sktransfer.locations
 
-    read, places = sktransfer.checks.read_place, []
-    monkeypatch.setattr(sktransfer.checks, "read_place", lambda place: places.append(place) or read(place))
+    read, places = sktransfer.locations.read_place, []
+    monkeypatch.setattr(sktransfer.locations, "read_place", lambda place: places.append(place) or read(place))
     before = forward_passes()
     assert len(check_images(photo_files * 3)) == 18
     assert (forward_passes() - before, sorted(places)) == (0, sorted(photo_files))
