@@ -4,10 +4,21 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
+import sktransfer
+
 FOLDER = Path(__file__).parent.parent / "examples"
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -15,9 +26,7 @@ def run_example(monkeypatch, capsys):
     """Run the main of an example on a number of photos; returns its table and what it printed."""
 
     def run(name, n_images, **constants):
-        spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_example(name)
         for constant, value in {"N_IMAGES": n_images, **constants}.items():
             monkeypatch.setattr(module, constant, value)
         with threadpool_limits(1):  # small problems: a second thread costs more than it brings
@@ -63,6 +72,80 @@ def test_text_and_photo_know_more_than_each_alone(run_example):
     assert "without a photo" in printed
     assert table["accuracy"][2] > table["accuracy"][:2].max()
     assert table.iloc[2, -1] == table.iloc[1, -1]
+
+
+@pytest.fixture
+def houses_folder(tmp_path, rng):
+    """60 houses, the dearer the brighter their photos, and the first of them again with other numbers."""
+    quality, area = rng.uniform(size=60), rng.integers(800, 4000, 60)
+    price = 100 * area * np.exp(1.5 * quality + rng.normal(0, 0.05, 60))
+    lines = [f"{a % 3 + 1} {a % 2 + 1}.5 {a} 9000{a % 4} {p:.0f}" for a, p in zip(area, price, strict=True)]
+    for house, bright in enumerate(quality, 1):
+        squares = np.random.default_rng(200 + house).integers(0, 120, (2, 2, 3)) + 130 * bright
+        Image.fromarray(squares.astype(np.uint8)).resize((96, 96), 0).save(
+            tmp_path / f"{house}_frontal.jpg", quality=95
+        )
+    Image.open(tmp_path / "1_frontal.jpg").save(tmp_path / "61_frontal.jpg", quality=60)
+    lines.append(f"9 {lines[0][2:]}")
+    (tmp_path / "HousesInfo.txt").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_photos_that_show_what_the_numbers_do_not_are_seen_to_help(houses_folder, tmp_path, capsys):
+    houses = load_example("houses")
+    houses.N_FOLDS, houses.N_SHUFFLES = 3, 2
+    houses.ESTIMATORS["boosting"].set_params(max_iter=20)
+    with threadpool_limits(1):
+        answers, intervals, weights = houses.main(houses_folder, output=tmp_path / "o.png", n_repeats=1)
+    r2, gain = answers.loc["R²"].loc["ridge"]["mean"], intervals.loc["R²"].loc["ridge"]
+    assert r2["both"] > r2["numbers"] + 0.1
+    assert gain["both - numbers"] == pytest.approx(r2["both"] - r2["numbers"])
+    assert weights["loss of R²"]["frontal"] > 0.1
+    assert "the importances cost: 0\n" in capsys.readouterr().out
+    assert (tmp_path / "o.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_house_listed_again_is_never_on_both_sides_of_a_split(houses_folder):
+    houses = load_example("houses")
+    groups = houses.make_groups(houses.read_table(houses_folder), houses_folder)
+    assert len(set(groups)) == 60
+    assert groups[0] == groups[60]
+    folds = houses.make_folds(groups, 5)
+    assert len(folds) == 25
+    assert not any(set(groups[train]) & set(groups[test]) for train, test in folds)
+
+
+def test_houses_are_the_same_through_their_photo_or_their_numbers(houses_folder):
+    houses = load_example("houses")
+    table = houses.read_table(houses_folder)
+    table.loc[5, houses.NUMBERS] = table.loc[60, houses.NUMBERS]
+    groups = houses.make_groups(table, houses_folder)
+    assert groups[0] == groups[5] == groups[60]
+    assert len(set(groups)) == 59
+
+
+def test_a_house_without_its_photo_is_an_error(houses_folder):
+    (houses_folder / "7_frontal.jpg").unlink()
+    with pytest.raises(sktransfer.ImageReadError, match="7_frontal"):
+        load_example("houses").main(houses_folder, n_repeats=1)
+
+
+def test_the_interval_is_that_of_nadeau_and_bengio():
+    houses = load_example("houses")
+    gains, folds = houses.pd.DataFrame({"a": [1.0, 2.0, 6.0]}), [(range(8), range(2))] * 3
+    mean, low, high = houses.compare(gains, folds).loc["a"]
+    assert mean == 3
+    # t(0.975, 2) = 4.302653 in every table; variance 7; 1/3 + 2/8
+    assert [mean - low, high - mean] == pytest.approx([4.302653 * (7 * (1 / 3 + 2 / 8)) ** 0.5] * 2)
+
+
+@pytest.mark.slow
+def test_photos_of_real_houses_tell_a_part_of_the_price(assets):
+    folder, backbone = assets / "datasets" / "houses", assets / "models" / "mobilenetv2_features"
+    with threadpool_limits(1):
+        answers = load_example("houses").main(folder, backbone, n_repeats=1)[0].loc["R²"].loc["ridge"]["mean"]
+    assert answers["numbers"] > 0.7
+    assert 0.2 < answers["photos"] < answers["numbers"]
 
 
 def test_every_example_is_listed_and_says_its_question_first():
