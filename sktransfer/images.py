@@ -280,13 +280,14 @@ def describe_error(error: Exception) -> str:
 
 def to_rgb(image: Image.Image, pixel_range: PixelRange = None) -> Image.Image:
     """Apply the EXIF orientation and convert any mode to RGB, transparency over white; `image` stays as it is."""
+    bits = min(getattr(image, "tag_v2", {}).get(258, (16,))[0], 16)  # TIFF BitsPerSample; a turned image has no tags
     # A damaged EXIF block costs the orientation, not the photo.
     with contextlib.suppress(Exception):
         # Without an orientation, exif_transpose would copy the pixels for nothing.
         if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
             image = ImageOps.exif_transpose(image)
     if image.mode in _WIDE_MODES:
-        return _convert_bands(image, partial(_wide_to_rgb, pixel_range=pixel_range))
+        return _convert_bands(image, partial(_wide_to_rgb, pixel_range=pixel_range, bits=bits))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         return _convert_bands(image, _put_over_white)
     if image.mode == "LAB":
@@ -320,11 +321,11 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _wide_to_rgb(image: Image.Image, pixel_range: PixelRange) -> Image.Image:
-    """Gray images of more than 8 bits: integers span 16 bits, floats 0..1 unless `pixel_range` says otherwise."""
+def _wide_to_rgb(image: Image.Image, pixel_range: PixelRange, bits: int) -> Image.Image:
+    """Gray images of more than 8 bits: integers span their stored depth, floats 0..1 unless `pixel_range` says."""
     values = np.asarray(image)
     if pixel_range is None and image.mode != "F":
-        pixel_range = (0.0, 65535.0)
+        pixel_range = (0.0, 2.0**bits - 1)
         _refuse_outside(values, *pixel_range)
     gray = _scale_to_uint8(values, pixel_range)
     transparent = image.info.get("transparency")

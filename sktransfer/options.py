@@ -16,7 +16,7 @@ from sktransfer.cache import CacheDir
 from sktransfer.devices import Device
 from sktransfer.graph import EmbeddingGraph
 
-KEY_VERSION = 1  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
+KEY_VERSION = 2  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
 GPU_PROCESSES_VARIABLE = "SKTRANSFER_GPU_PROCESSES"
 
 Policy = Literal["error", "nan", "zero"]

@@ -118,13 +118,14 @@ REAL = {
 }
 
 MEMORY = """
-import resource, sys, numpy as np, warnings
+import sys, numpy as np, warnings
 from sktransfer import extract
 paths = open(sys.argv[2]).read().splitlines()
 warnings.simplefilter("ignore")
 vectors, report = extract(paths, sys.argv[1], cache_dir=None, broken_images="nan", n_jobs=2, return_report=True)
 np.save(sys.argv[3], vectors)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))  # ru_maxrss begins with that of the parent
+print(int(status["VmHWM"].split()[0]) * 1024)
 print(len(report))
 """
 

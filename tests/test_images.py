@@ -1,6 +1,7 @@
 import base64
 import decimal
 import io
+import struct
 import threading
 import warnings
 import zlib
@@ -110,6 +111,14 @@ def test_sixteen_bits_are_scaled_by_their_full_range():
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     for image_format in ("PNG", "TIFF"):
         np.testing.assert_array_equal(decode(encode(values, image_format))[0, :, 0], [0, 1, 128, 255])
+
+
+def test_twelve_bits_are_scaled_by_their_own_range():
+    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 6)]
+    packed = bytes.fromhex("000 001 800 fff".replace(" ", ""))  # four pixels of twelve bits
+    ifd = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = struct.pack("<2sHI", b"II", 42, 14) + packed + struct.pack("<H", len(tags)) + ifd + bytes(4)
+    np.testing.assert_array_equal(decode(content)[0, :, 0], [0, 0, 128, 255])
 
 
 def test_float_tiff_spans_zero_to_one_and_is_refused_outside():
