@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_sample_images
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 
@@ -45,6 +46,19 @@ def test_one_photo_in_every_form_gives_one_vector(embed, photo_files, photos, tm
     vectors = embed(forms, cache_dir=None)
     assert (vectors == vectors[0]).all()
     np.testing.assert_array_equal(embed(forms), vectors)
+
+
+def test_the_eight_orientations_of_one_photo_are_as_near_as_saving_them_again_lets_them():
+    upright = Image.fromarray(load_sample_images().images[0])
+    undo = [None, 0, 3, 1, 5, 2, 6, 4]  # Image.Transpose that stores `upright` under orientations 1 to 8
+    files = []
+    for orientation, transpose in enumerate(undo, start=1):
+        exif = Image.Exif()
+        exif[274] = orientation
+        stored = upright if transpose is None else upright.transpose(Image.Transpose(transpose))
+        files.append(encode(stored, "JPEG", quality=95, exif=exif))
+    vectors = extract(files)
+    assert (np.linalg.norm(vectors - vectors[0], axis=1) <= 1e-2 * np.linalg.norm(vectors[0])).all()
 
 
 CONTAINERS = {
