@@ -88,13 +88,13 @@ def _examine_all(images: Images, options: ExtractionOptions) -> list[_Finding]:
 
 
 def _examine(images: Images, wanted: list[int], options: ExtractionOptions) -> Iterator[_Finding]:
-    progress = open_progress(len(wanted)) if options.verbose else None
+    progress = open_progress(len(wanted), "plain") if options.verbose else None
     with quiet_decoder(), ThreadPoolExecutor(count_threads(options.n_jobs)) as pool:
         for start in range(0, len(wanted), PENDING):
             part = wanted[start : start + PENDING]
             for finding in pool.map(lambda index: _examine_one(images.reference(index), options), part):
                 if progress is not None:
-                    progress.advance(passes=finding.reason is None, failed=finding.reason is not None)
+                    progress.advance(copies=finding.reason is None, failed=finding.reason is not None)
                 yield finding
     if progress is not None:
         progress.close()

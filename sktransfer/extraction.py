@@ -207,7 +207,7 @@ def fill_output(
         If a cell is empty and `missing_images` is "error", before the work.
     """
     images, d = list_images(references), plan.graph.n_features
-    failures = [_describe_empty(references, cell) for cell in images.empty]
+    failures = describe_empty(references, images)
     if failures and options.missing_images == "error":
         raise ImageReadError(_summarise(failures, "missing_images"), failures)
     blocks = [output[:, column * d : (column + 1) * d] for column in range(len(references.columns))]
@@ -253,10 +253,10 @@ def name_features(columns: Sequence[str], backbone: str, n_features: int, add_in
     return names + [f"{column}_missing" for column in columns if add_indicator]
 
 
-def _describe_empty(references: References, cell: Cell) -> ImageFailure:
-    column, row = cell
-    reference = describe_reference(references.columns[column][row])
-    return ImageFailure(row, references.name(column), reference, "empty cell", missing=True)
+def describe_empty(references: References, images: Images) -> list[ImageFailure]:
+    """The cells without an image."""
+    cells = [(row, references.name(column), references.columns[column][row]) for column, row in images.empty]
+    return [ImageFailure(row, name, repr(cell)[:80], "empty cell", missing=True) for row, name, cell in cells]
 
 
 def describe_failure(references: References, images: Images, index: int, reason: str) -> ImageFailure:

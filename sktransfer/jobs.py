@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import time
@@ -20,7 +21,13 @@ from sktransfer.cache import open_cache
 from sktransfer.digests import digest_bytes, digest_file, digest_pixels
 from sktransfer.embedding import Run
 from sktransfer.exceptions import ImageFailure, ImageReadError
-from sktransfer.extraction import apply_broken_policy, fill_output, name_features, summarise_failures
+from sktransfer.extraction import (
+    apply_broken_policy,
+    describe_empty,
+    fill_output,
+    name_features,
+    summarise_failures,
+)
 from sktransfer.images import read_pixels
 from sktransfer.locations import locate
 from sktransfer.options import ExtractionOptions, ExtractionPlan, find_space
@@ -78,7 +85,6 @@ class Job:
         """What the numbers depend on, for the file's metadata."""
         graph, backbone = self.plan.graph, self.plan.backbone
         return {
-            "sktransfer": sktransfer.__version__,
             "backbone": backbone.name,
             "backbone_sha256": backbone.digest,
             "graph_digest": graph.digest,
@@ -89,6 +95,12 @@ class Job:
             "images": list(self.table.columns),
             "table_digest": self.table.digest,
         }
+
+    def state(self) -> dict[str, Any]:
+        """The same with the versions of what computed it."""
+        packages = ("onnxruntime", "pillow", "numpy")
+        versions = {name: importlib.import_module("PIL" if name == "pillow" else name).__version__ for name in packages}
+        return {"versions": {"sktransfer": sktransfer.__version__, **versions}, **self.describe()}
 
     def parts(self) -> list[tuple[int, int, int]]:
         """(number, first row, row after the last) of the parts of this shard, for a folder."""
@@ -133,8 +145,7 @@ def count_images(job: Job, stretches: Sequence[tuple[int, int]]) -> int:
         listed = list_images(references)
         images += len(listed.places)
         if job.options.missing_images == "error":
-            empty += [ImageFailure(start + row, references.name(column), "None", "empty cell", missing=True)
-                      for column, row in listed.empty]  # fmt: skip
+            empty += _shift(describe_empty(references, listed), start)
     if empty:
         raise ImageReadError(f"{summarise_failures(empty)}. Pass --missing-images nan to keep such rows.", empty)
     return images
@@ -150,7 +161,7 @@ def write_file(job: Job, path: Path, progress: Progress | None = None) -> Outcom
     """
     outcome = Outcome()
     with replacing(path) as temporary:
-        with open_writer(temporary, job.form, job.features, job.lists, job.dtype, job.describe()) as writer:
+        with open_writer(temporary, job.form, job.features, job.lists, job.dtype, job.state()) as writer:
             for start, stop in job.stretches():
                 _embed_part(job, start, stop, outcome, progress, writer)
         apply_broken_policy(outcome.broken, outcome.images, job.options)
@@ -228,7 +239,7 @@ def _write_part(job: Job, path: Path, start: int, stop: int, outcome: Outcome, p
     if part.broken and job.options.broken_images == "error":
         _refuse_too_many(job, outcome)
         return
-    stated = {**job.describe(), "job": _identify(job), "rows": part.rows, "n_images": part.images,
+    stated = {**job.state(), "job": _identify(job), "rows": part.rows, "n_images": part.images,
               "failures": [dataclasses.asdict(failure) for failure in part.failures]}  # fmt: skip
     with (
         replacing(path) as temporary,
@@ -247,12 +258,17 @@ def _embed_part(
     failures, images = fill_output(_list_references(job.table, rows), job.plan, job.options, embeddings, progress)
     outcome.rows += len(rows)
     outcome.images += images
-    outcome.failures += [dataclasses.replace(failure, row=failure.row + start) for failure in failures]
+    outcome.failures += _shift(failures, start)
     kept = rows[list(job.table.others)]
     if writer is not None:
         _refuse_too_many(job, outcome)
         writer.write(kept, embeddings)
     return kept, embeddings
+
+
+def _shift(failures: Sequence[ImageFailure], start: int) -> list[ImageFailure]:
+    """Failures with rows counted from the beginning of the table."""
+    return [dataclasses.replace(failure, row=failure.row + start) for failure in failures]
 
 
 def _refuse_too_many(job: Job, outcome: Outcome) -> None:
@@ -279,7 +295,7 @@ def _write_manifest(job: Job, folder: Path) -> None:
     parts = [{"file": _name_part(number), "rows": one["rows"], "sha256": digest_file(folder / _name_part(number))}
              for number, one in enumerate(filter(None, stated))]  # fmt: skip
     failures = [failure for one in filter(None, stated) for failure in one["failures"]]
-    manifest = {**job.describe(), "rows": job.table.n_rows, "parts": parts, "failures": failures}
+    manifest = {**job.state(), "rows": job.table.n_rows, "parts": parts, "failures": failures}
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), "utf-8")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Protocol, TextIO
 
 LINE_SECONDS = 1.0  # between two lines
@@ -24,24 +25,23 @@ class Progress(Protocol):
 
 
 def open_progress(total: int, form: str = "bar") -> Progress:
-    """The progress of `total` images on stderr, as a "bar" or as lines of "json"."""
-    return _Lines(total, sys.stderr) if form == "json" else _Bar(total)
+    """The progress of `total` images on stderr: a "bar", a "plain" one without a network, or lines of "json"."""
+    return _Lines(total, sys.stderr) if form == "json" else _Bar(total, () if form == "plain" else ("cached", "passes"))
 
 
 class _Bar:
     """tqdm, with the images found in the cache and the forward passes."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, counts: Sequence[str]) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(total=total, desc="images", unit="image")
-        self._counts = {"cached": 0, "passes": 0}
+        self._counts = dict.fromkeys(counts, 0)
 
     def advance(self, *, hits: int = 0, passes: int = 0, copies: int = 0, failed: int = 0) -> None:
-        self._counts["cached"] += hits
-        self._counts["passes"] += passes
-        if failed:
-            self._counts["failed"] = self._counts.get("failed", 0) + failed
+        for name, count in (("cached", hits), ("passes", passes), ("failed", failed)):
+            if count:
+                self._counts[name] = self._counts.get(name, 0) + count
         self._bar.set_postfix(self._counts, refresh=False)
         self._bar.update(hits + passes + copies + failed)
 
@@ -73,7 +73,8 @@ class _Lines:
         self._write(status=text)
 
     def close(self, worker_hits: int = 0, worker_passes: int = 0) -> None:
-        self._write(worker_cached=worker_hits, worker_passes=worker_passes)
+        workers = {"worker_cached": worker_hits, "worker_passes": worker_passes}
+        self._write(**(workers if any(workers.values()) else {}))
 
     def _write(self, **more: str | int) -> None:
         self._last = time.monotonic()

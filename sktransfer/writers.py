@@ -195,7 +195,9 @@ class _ArrowWriter:
         for i, name in enumerate(self.features):
             if i not in taken:
                 table = table.append_column(name, pa.array(np.ascontiguousarray(values[:, i])))
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self.metadata})
+        # Without a named index, pandas shall read plain types, and not the Arrow ones that kept them whole here.
+        kept = (table.schema.metadata or {}) if rows.index.name is not None else {}
+        table = table.replace_schema_metadata({**kept, **self.metadata})
         if self.writer is None:
             self.writer = self._open(table.schema)
         self.writer.write_table(table.cast(self.writer.schema) if self.form == "parquet" else table)

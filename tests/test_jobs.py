@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -75,6 +76,9 @@ def test_tables_in_arrow_formats_keep_types_and_state_what_they_are(run, table, 
     assert stated["backbone"] == "small"
     assert len(stated["backbone_sha256"]) == len(stated["graph_digest"]) == 64
     assert stated["preprocessing"]["crop"] == [32, 32]
+    assert stated["versions"]["pillow"] == PIL.__version__
+    if suffix == "parquet":
+        assert pd.read_parquet(tmp_path / "out.parquet")["id"].dtype == "int64"
 
 
 def test_arrow_types_survive_with_holes_in_them(run, tmp_path):
