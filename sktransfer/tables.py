@@ -161,11 +161,14 @@ def _open_arrow(
         last = max(int(np.searchsorted(starts, stop, side="left")), first + 1)
         rows = pa.concat_tables([read_group(group) for group in range(first, last)])
         part = rows.slice(start - int(starts[first]), stop - start)
-        frame: pd.DataFrame = part.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        frame: pd.DataFrame = part.drop_columns(held).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        for name in held:
+            frame[name] = part.column(name).to_pandas()  # bytes and dicts, which nobody writes again
         return frame
 
-    texts = [name for name in columns if name in schema.names and not _holds_bytes(schema.field(name).type)]
-    return tuple(schema.names), int(starts[-1]), read, tuple(texts)
+    held = [name for name in columns if name in schema.names and _holds_bytes(schema.field(name).type)]
+    texts = tuple(name for name in columns if name not in held)
+    return tuple(schema.names), int(starts[-1]), read, texts
 
 
 def _open_parquet(file: Path) -> tuple[Any, np.ndarray[Any, Any], Callable[[int], Any]]:
