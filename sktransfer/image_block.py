@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
-
-from sklearn.compose import ColumnTransformer
-from sklearn.decomposition import PCA
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline
+from typing import TYPE_CHECKING, Any
 
 from sktransfer.backbones import Backbone
 from sktransfer.extractor import PretrainedFeatureExtractor
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 
 def make_image_block(
@@ -58,6 +56,11 @@ def make_image_block(
     >>> make_column_transformer((block, "photo"), ("passthrough", ["price"])).fit_transform(table).shape
     (3, 4)
     """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.decomposition import PCA
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
+
     extractor = PretrainedFeatureExtractor(
         backbone,
         **{"missing_images": "nan", "broken_images": "nan", **parameters},
