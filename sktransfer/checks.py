@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -80,11 +81,17 @@ def check_images(
 
 def _examine_all(images: Images, options: ExtractionOptions) -> list[_Finding]:
     """A finding for each image; what lies at one place is read once."""
-    places = [locate(images.reference(index), options.root) for index in range(len(images.places))]
+    places = [_try_to_locate(images.reference(index), options) for index in range(len(images.places))]
     first = {place: index for index, place in reversed(list(enumerate(places))) if place is not None}
     wanted = [index for index, place in enumerate(places) if place is None or first[place] == index]
     found = dict(zip(wanted, _examine(images, wanted, options), strict=True))
     return [found[index if place is None else first[place]] for index, place in enumerate(places)]
+
+
+def _try_to_locate(reference: Any, options: ExtractionOptions) -> str | None:
+    with contextlib.suppress(Exception):  # is said when it is read
+        return locate(reference, options.root)
+    return None
 
 
 def _examine(images: Images, wanted: list[int], options: ExtractionOptions) -> Iterator[_Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +90,7 @@ def extract(
     _check_choice("--dtype", dtype, ("float32", "float16"))
     _check_choice("--progress", progress, ("bar", "json", "none"))
     target = table_command.find_target(output, output_format)
+    table_command.refuse_same(source=source, output=target.path, report=report)
     table = table_command.open_source(source, column, delimiter, target.form, labels=labels_from_folders)
     job = table_command.plan_job(
         table,
@@ -131,6 +133,7 @@ def check(
     """Read and decode every image of a folder or a table, before a long run; exits with 1 if one cannot be read."""
     from sktransfer import table_command
 
+    table_command.refuse_same(source=source, output=output)
     table = table_command.open_source(source, column, delimiter, "csv")
     folder = source if source.is_dir() else root
     broken = table_command.check_table(table, folder, output, jobs, typer.echo, progress=not quiet)
@@ -229,6 +232,8 @@ def main() -> None:
     """Entry point: an error that we raised is one line and exit code 1, without a traceback."""
     from sktransfer.exceptions import SktransferError
 
+    # A run that is asked to end leaves nothing half-written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except (SktransferError, OSError, TypeError, ValueError) as error:

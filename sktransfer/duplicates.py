@@ -68,7 +68,7 @@ def duplicate_groups(
     >>> duplicate_groups([china, flower, china[::2, ::2], flower])
     array([0, 1, 0, 1])
     """
-    if not 0 <= distance <= 2:
+    if not isinstance(distance, (int, float, np.number)) or not 0 <= distance <= 2:
         raise ValueError(f"distance must lie in 0..2. Got {distance!r} instead.")
     options = ExtractionOptions(root=root, n_jobs=n_jobs, verbose=verbose)
     references = read_references(images, None)

@@ -110,7 +110,11 @@ class Run:
         places: list[str] = []  # of the cells in self.todo, "" where there is none
         columns, root = self.images.columns, self.options.root
         for index, (column, row) in enumerate(self.cells):
-            place = locate(columns[column][row], root)
+            try:
+                place = locate(columns[column][row], root)
+            except Exception as error:
+                self._give_up_on(index, error)
+                continue
             if place is not None:
                 first = first_at.setdefault(place, index)
                 if first != index:
@@ -257,7 +261,11 @@ class Run:
         urls = {index: place for index, place in places.items() if place is not None and is_remote(place)}
         known: dict[int, bytes] = {}
         self._recall_urls(urls, known)
-        names = {digest_bytes(url.encode()): index for index, url in urls.items() if index not in known}
+        names = {
+            digest_bytes(url.encode("utf-8", "surrogatepass")): index
+            for index, url in urls.items()
+            if index not in known
+        }
         claim = self.cache.claim(URLS, list(names)) if self.cache.folder is not None else NO_CLAIM
         # Another process may have fetched them before they were claimed here.
         self._recall_urls({names[name]: urls[names[name]] for name in claim.images}, known)
@@ -320,7 +328,7 @@ class Run:
         reference = self._reference(index)
         if isinstance(error.__cause__, FileNotFoundError) and self.options.root is None:
             place = locate(reference, "")
-            if place is not None and not os.path.isabs(place):
+            if place is not None and not os.path.isabs(place) and not is_remote(place):
                 reason += f" (relative to {os.getcwd()}; see the parameter root)"
         self.broken[index] = reason
         self._advance(failed=1)

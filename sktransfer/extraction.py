@@ -82,8 +82,13 @@ def read_references(X: Any, image_shape: Any) -> References:
     """The references in X; a 2-D numeric X is read as flattened images of `image_shape`."""
     if not is_numeric_table(X):
         return list_references(X)
-    table = np.asarray(X)
-    if table.ndim != 2:
+    try:
+        table = np.asarray(X)
+        if table.dtype.kind == "O":  # of nullable columns, and of lists of numbers
+            table = np.array(table.tolist())
+    except ValueError as error:
+        raise ValueError("Rows of flattened images must all have the same number of values.") from error
+    if table.ndim != 2 or table.dtype.kind not in "iufb":
         return list_references(table)
     if image_shape is None:
         raise ValueError(describe_flat_images(table.shape[1]))
@@ -185,7 +190,7 @@ def extract_references(
         failures, n_images = fill_output(references, plan, options, output)
         open_cache(options.cache_dir).warn(stacklevel)
         failed = [failure for failure in failures if not failure.missing]
-        apply_broken_policy(failed, n_images, options)
+        apply_broken_policy(failed, n_images if references.n_rows > 1 else 1, options)
     if failed:
         message = f"{summarise_failures(failed)}. Such rows are filled (broken_images={options.broken_images!r})."
         warnings.warn(ImageReadWarning(message, failures), stacklevel=stacklevel)
@@ -289,5 +294,7 @@ def _summarise(failures: Sequence[ImageFailure], parameter: str) -> str:
 def summarise_failures(failures: Sequence[ImageFailure]) -> str:
     """The first failure, and how many more there are."""
     rest = len(failures) - 1
-    more = f" ({rest} more {'row' if rest == 1 else 'rows'} {'too' if failures[0].missing else 'failed'})"
+    one_a_row = len({failure.row for failure in failures}) == len(failures)
+    what = "row" if one_a_row else "cell" if failures[0].missing else "image"
+    more = f" ({rest} more {what}{'' if rest == 1 else 's'} {'too' if failures[0].missing else 'failed'})"
     return f"{failures[0]}{more if rest else ''}"

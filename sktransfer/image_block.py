@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sktransfer.backbones import Backbone
 from sktransfer.extractor import PretrainedFeatureExtractor
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sklearn.pipeline import Pipeline
 
 
@@ -61,7 +62,7 @@ def make_image_block(
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
 
-    extractor = PretrainedFeatureExtractor(
+    extractor = _NamingExtractor(
         backbone,
         **{"missing_images": "nan", "broken_images": "nan", **parameters},
         root=root,
@@ -77,13 +78,23 @@ def make_image_block(
         [("components", components, _select_embeddings), ("missing", "passthrough", _select_flags)],
         verbose_feature_names_out=False,
     )
-    # By names, the flags of several columns can be told from features.
-    return Pipeline([("extractor", extractor.set_output(transform="pandas")), ("reduce", reduce)])
+    return Pipeline([("extractor", extractor.set_output()), ("reduce", reduce)])
 
 
-def _select_embeddings(X: Any) -> Any:
-    return [name for name in X.columns if not name.endswith("_missing")] if hasattr(X, "columns") else slice(0, -1)
+class _NamingExtractor(PretrainedFeatureExtractor):
+    """An extractor whose output is a frame of pandas, whatever the pipeline around it is asked for.
+
+    Only by names can flags of several columns be told from features.
+    """
+
+    def set_output(self, *, transform: Any = None) -> Self:  # noqa: ARG002
+        super().set_output(transform="pandas")
+        return self
 
 
-def _select_flags(X: Any) -> Any:
-    return [name for name in X.columns if name.endswith("_missing")] if hasattr(X, "columns") else slice(-1, None)
+def _select_embeddings(X: pd.DataFrame) -> list[str]:
+    return [name for name in X.columns if not name.endswith("_missing")]
+
+
+def _select_flags(X: pd.DataFrame) -> list[str]:
+    return [name for name in X.columns if name.endswith("_missing")]

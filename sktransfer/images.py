@@ -23,7 +23,7 @@ import re
 import threading
 import urllib.parse
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sktransfer.exceptions import ImageReadError
-from sktransfer.limits import JPEG, REMEDY, Source, is_limited, why_hostile, why_too_large
+from sktransfer.limits import JPEG, MAX_BYTES, REMEDY, Source, is_limited, why_hostile, why_too_large
+from sktransfer.sizes import format_bytes
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 PixelRange = tuple[float, float] | None
@@ -59,7 +60,7 @@ LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
 SHORTEST_BASE64 = 64  # characters of an image
 # A data URL, or base64 of the start of a JPEG, PNG, GIF, WebP, TIFF (both byte orders), BMP, AVIF or HEIC, JPEG 2000.
 _INLINE = re.compile(
-    r"(?i:data:)|\s*(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk[0-3]|AAAA.[GWm2]Z0eX|AAAADGpQ)", re.ASCII
+    r"\s*(?:(?i:data:)|/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk[0-3]|AAAA.[GWm2]Z0eX|AAAADGpQ)", re.ASCII
 )
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]*[=\s]*", re.ASCII)
 
@@ -75,15 +76,22 @@ def is_missing(reference: Any) -> bool:
     if isinstance(reference, decimal.Decimal):
         return reference.is_nan()
     if isinstance(reference, dict):
-        return reference.get("bytes") is None and reference.get("path") is None
+        known = not reference or "bytes" in reference or "path" in reference
+        return known and all(part is None for part in split_dict(reference))
     return type(reference).__name__ in ("NAType", "NaTType", "MaskedConstant")
+
+
+def split_dict(reference: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The bytes and the path of a dict as Hugging Face's datasets have them; None for what is missing."""
+    content, path = reference.get("bytes"), reference.get("path")
+    return (None if is_missing(content) else content), (None if is_missing(path) else path)
 
 
 def is_inline(text: str) -> bool:
     """Whether a string holds the image itself: a ``data:`` URL, or base64 of an image."""
     if _INLINE.match(text) is None:
         return False
-    if text[:5].lower() == "data:":
+    if text.lstrip()[:5].lower() == "data:":
         return "," in text
     # What is longer than any path need not be read to its end.
     return len(text) >= SHORTEST_BASE64 and _BASE64.fullmatch(text[:LONGEST_PATH]) is not None
@@ -92,9 +100,11 @@ def is_inline(text: str) -> bool:
 def describe_reference(reference: Any) -> str:
     """A short text that identifies a reference in a message."""
     if isinstance(reference, dict):
-        reference = reference.get("path") or reference.get("bytes") or "{}"
+        content, path = split_dict(reference)
+        reference = content if path is None else path
     if isinstance(reference, (str, os.PathLike)):
-        return _describe_text(os.fspath(reference))
+        with contextlib.suppress(Exception):  # of a path that is none
+            return _describe_text(os.fspath(reference))
     if isinstance(reference, (bytes, bytearray, memoryview)):
         return f"{len(reference)} bytes"
     if isinstance(reference, Image.Image):
@@ -108,7 +118,7 @@ def describe_reference(reference: Any) -> str:
 
 def _describe_text(text: str | bytes) -> str:
     if isinstance(text, str) and is_inline(text):
-        return f"{'data URL' if text[:5].lower() == 'data:' else 'base64 text'} of {len(text)} characters"
+        return f"{'data URL' if text.lstrip()[:5].lower() == 'data:' else 'base64 text'} of {len(text)} characters"
     shown = repr(text)
     return shown if len(shown) <= DESCRIBED else f"{shown[: DESCRIBED // 3]}...{shown[-DESCRIBED // 2 :]}"
 
@@ -116,12 +126,16 @@ def _describe_text(text: str | bytes) -> str:
 def read_pixels(reference: Any, pixel_range: PixelRange) -> bytes | Pixels:
     """Encoded bytes, or RGB pixels of something already decoded, of a reference that holds the image itself."""
     if isinstance(reference, dict):
-        reference = reference.get("bytes")
+        reference = split_dict(reference)[0]
+        if isinstance(reference, np.ndarray) and reference.ndim == 1:
+            reference = reference.tobytes()
     if isinstance(reference, (bytes, bytearray, memoryview)):
-        return bytes(reference)
+        return _refuse_many(bytes(reference))
     if isinstance(reference, str) and is_inline(reference):
         return _decode_text(reference)
     if isinstance(reference, Image.Image):
+        with _file_lock:  # an opened file is decoded now, and may stand in several cells
+            reference.load()
         return np.asarray(to_rgb(reference, pixel_range))
     if hasattr(reference, "__array__"):
         return pixels_from_array(np.asarray(reference), pixel_range)
@@ -135,14 +149,15 @@ def read_pixels(reference: Any, pixel_range: PixelRange) -> bytes | Pixels:
 
 def _decode_text(text: str) -> bytes:
     """The bytes in a data URL, or in base64 whose line breaks and padding may be missing."""
+    text = text.lstrip()
     if text[:5].lower() == "data:":
         header, _, text = text[5:].partition(",")
-        if not header.lower().rstrip().endswith(";base64"):
+        if not "".join(header.lower().split()).endswith(";base64"):
             return urllib.parse.unquote_to_bytes(text)
         text = urllib.parse.unquote(text) if "%" in text else text
     text = "".join(text.split()).rstrip("=")
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return _refuse_many(base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
     except ValueError as error:  # binascii.Error is one
         raise ImageReadError(f"its base64 text is damaged: {error}") from error
 
@@ -158,12 +173,20 @@ def _read_file_object(file: Any) -> bytes:
                 "a file object must be seekable, since it may be read more than once; pass its bytes"
             ) from error
         try:
-            content = file.read()
+            content = file.read(MAX_BYTES + 1)
+        except UnicodeError as error:
+            raise ImageReadError("a file object must be opened in binary mode") from error
         finally:
             file.seek(position)
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise ImageReadError(f"a file object must be opened in binary mode. Its read() gave {type(content).__name__}")
-    return bytes(content)
+    return _refuse_many(bytes(content))
+
+
+def _refuse_many(content: bytes) -> bytes:
+    if len(content) > MAX_BYTES:
+        raise ImageReadError(f"an encoded image may have {format_bytes(MAX_BYTES)} at most")
+    return content
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------
@@ -272,7 +295,7 @@ def describe_error(error: Exception) -> str:
         return str(error)
     lines = str(error).strip().splitlines()
     text = "".join(character if character.isprintable() else "?" for character in lines[0][:200]) if lines else ""
-    return text or type(error).__name__
+    return text.rstrip(".") or type(error).__name__
 
 
 # -- colours ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 import sktransfer
 from sktransfer.cache import open_cache
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 PART_ROWS = 4096
 MANIFEST = "_manifest.json"  # readers of Parquet folders pass over names that begin with _
+JOB = "_job.json"
+_REMEDY = "Choose another folder, or remove its files."
 SAMPLE = 24  # images that a dry run embeds to know how long the others take
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -68,7 +70,7 @@ class Job:
         object.__setattr__(self, "features", names)
         if self.layout == "list" and self.form not in ("parquet", "feather"):
             raise ValueError(f'layout "list" needs the format parquet or feather. Got {self.form!r} instead.')
-        reserved = {*names, *self.lists, *(("index", "embeddings", "columns") if self.form == "npz" else ())}
+        reserved = {*names, *self.lists, *(("index", "embeddings", "columns", "file") if self.form == "npz" else ())}
         if taken := reserved.intersection(table.others):
             raise ValueError(f"Columns of the table must not have the name of a new one. Rename {min(taken)!r}.")
 
@@ -164,7 +166,7 @@ def write_file(job: Job, path: Path, progress: Progress | None = None) -> Outcom
         with open_writer(temporary, job.form, job.features, job.lists, job.dtype, job.state()) as writer:
             for start, stop in job.stretches():
                 _embed_part(job, start, stop, outcome, progress, writer)
-        apply_broken_policy(outcome.broken, outcome.images, job.options)
+        _apply_policy(job, outcome)
     return outcome
 
 
@@ -182,6 +184,43 @@ def write_parts(job: Job, folder: Path, progress: Progress | None = None) -> Out
         If the folder holds parts of another job.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(job, folder)
+    lock = FileLock(folder / f".shard-{job.shard[0]}-of-{job.shard[1]}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            outcome = _write_shard(job, folder, progress)
+    except Timeout as error:
+        raise ValueError(f"{folder} must be written by one process a shard. Another one is at this shard.") from error
+    Path(lock.lock_file).unlink(missing_ok=True)
+    _apply_policy(job, outcome)
+    return outcome
+
+
+def claim_folder(job: Job, folder: Path, *, write: bool = True) -> None:
+    """Refuse a folder that holds anything but parts of this job; an empty one is made its own.
+
+    Raises
+    ------
+    ValueError
+        If the folder is of another job, or holds other files.
+    """
+    path, stated = folder / JOB, None
+    with suppress(OSError, ValueError):  # not there, or not whole
+        stated = json.loads(path.read_text("utf-8"))
+    if stated is None:
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        if any(name != JOB and not name.startswith(".") for name in names):
+            raise ValueError(f"{folder} must be a new or an empty folder, or hold parts of the same job. {_REMEDY}")
+        if write:
+            path.write_text(json.dumps({"job": _identify(job), **job.describe()}, indent=1), "utf-8")
+    elif stated["job"] != _identify(job):
+        raise ValueError(
+            f"{folder} must be empty or hold parts of the same table, backbone and options. It is of another run "
+            f"(backbone {stated.get('backbone')!r}). {_REMEDY}"
+        )
+
+
+def _write_shard(job: Job, folder: Path, progress: Progress | None) -> Outcome:
     outcome, todo = Outcome(), []
     for part in job.parts():
         stated = find_part(job, folder, part[0])
@@ -196,7 +235,6 @@ def write_parts(job: Job, folder: Path, progress: Progress | None = None) -> Out
         for left in folder.glob(f".{_name_part(number).removesuffix('.parquet')}-*"):
             left.unlink(missing_ok=True)  # a run that was killed
         _write_part(job, folder / _name_part(number), start, stop, outcome, progress)
-    apply_broken_policy(outcome.broken, outcome.images, job.options)
     _write_manifest(job, folder)
     return outcome
 
@@ -211,12 +249,11 @@ def find_part(job: Job, folder: Path, number: int) -> dict[str, Any] | None:
     path = folder / _name_part(number)
     if not path.is_file() or (stated := read_metadata(path)) is None:
         return None
-    if stated.get("job") != _identify(job):
-        raise ValueError(
-            f"{folder} must be empty or hold parts of the same table, backbone and options. {path.name} is of another "
-            f"run (backbone {stated.get('backbone')!r}); choose another folder, or remove its files."
-        )
-    return None if any(not failure["missing"] for failure in stated["failures"]) else stated
+    return (
+        None
+        if stated.get("job") != _identify(job) or any(not failure["missing"] for failure in stated["failures"])
+        else stated
+    )
 
 
 def _name_part(number: int) -> str:
@@ -226,7 +263,8 @@ def _name_part(number: int) -> str:
 def _identify(job: Job) -> str:
     """Digest of everything that the bytes of a part depend on, but the images."""
     o = job.options
-    policies = [o.missing_images, o.broken_images, o.add_indicator, os.fspath(o.root) if o.root is not None else None]
+    # Parts with unreadable images are done again, so that neither their policy nor the root matters to the others.
+    policies = [o.missing_images, o.add_indicator]
     shape = [job.layout, job.dtype, job.part_rows, job.table.others]
     return digest_bytes(json.dumps([job.describe(), policies, shape, o.pixel_range]).encode()).hex()
 
@@ -269,6 +307,10 @@ def _embed_part(
 def _shift(failures: Sequence[ImageFailure], start: int) -> list[ImageFailure]:
     """Failures with rows counted from the beginning of the table."""
     return [dataclasses.replace(failure, row=failure.row + start) for failure in failures]
+
+
+def _apply_policy(job: Job, outcome: Outcome) -> None:
+    apply_broken_policy(outcome.broken, outcome.images if outcome.rows > 1 else 1, job.options)
 
 
 def _refuse_too_many(job: Job, outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+MAX_BYTES = 256 * 2**20  # of one encoded image
 MAX_PIXELS = 128_000_000  # that are decoded
 DECODE_SECONDS = 5.0  # of one thread's CPU time; photos of 100 million pixels take half of it
 SPARE_BYTES = 64_000_000  # that may be read beyond twice the size of the file

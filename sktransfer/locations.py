@@ -31,12 +31,12 @@ from typing import Any
 from sktransfer._optional import import_optional
 from sktransfer.downloads import SilenceError, refuse_transient
 from sktransfer.exceptions import ImageReadError, MissingExtraError
-from sktransfer.images import PixelRange, Pixels, is_inline, read_pixels
+from sktransfer.images import PixelRange, Pixels, is_inline, read_pixels, split_dict
+from sktransfer.limits import MAX_BYTES
 from sktransfer.sizes import format_bytes
 
 MEMBER = "::"  # between an archive and the name of its member
 MAX_ARCHIVES = 8  # kept open
-MAX_BYTES = 256 * 2**20  # of one encoded image
 TIMEOUT_SECONDS = 30.0  # without a byte from a server
 DEADLINE_SECONDS = 120.0  # for one image of a server, with all attempts
 ATTEMPTS = 3
@@ -61,8 +61,10 @@ def locate(reference: Any, root: str | os.PathLike[str] | None) -> str | None:
         return reference
     if isinstance(reference, str) and is_inline(reference):
         return None
-    if isinstance(reference, dict) and reference.get("bytes") is None:
-        reference = reference.get("path")
+    if isinstance(reference, dict):
+        content, reference = split_dict(reference)
+        if content is not None:
+            return None
     if not isinstance(reference, (str, os.PathLike)):
         return None
     text = os.fspath(reference)
@@ -72,7 +74,14 @@ def locate(reference: Any, root: str | os.PathLike[str] | None) -> str | None:
         text = _strip_scheme(text)
     if os.path.isabs(text) or "://" in text:
         return text
-    return os.path.join(root if root is not None else os.getcwd(), text)
+    return os.path.join(root if root is not None else _find_working_directory(), text)
+
+
+def _find_working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise ImageReadError("it is relative to the working directory, which is gone; pass root") from error
 
 
 def _strip_scheme(url: str) -> str:
@@ -80,7 +89,7 @@ def _strip_scheme(url: str) -> str:
     host, slash, path = url[7:].partition("/")
     if host.lower() not in ("", "localhost") or not slash:
         return url
-    path = os.fsdecode(urllib.parse.unquote_to_bytes(f"/{path}"))
+    path = os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(f"/{path}")))
     return path[1:] if os.name == "nt" else path  # /C:/folder/a.png
 
 

@@ -57,8 +57,8 @@ class ExtractionOptions:
             raise ValueError(
                 f"pixel_range must be None or (low, high) with low < high. Got {self.pixel_range!r} instead."
             )
-        if self.root is not None and not os.path.isdir(self.root):
-            raise ValueError(f"root must be an existing folder. Got {os.fspath(self.root)!r} instead.")
+        if self.root is not None and not _is_folder(self.root):
+            raise ValueError(f"root must be an existing folder. Got {str(self.root)!r} instead.")
 
 
 def _is_integer(value: Any) -> bool:
@@ -66,7 +66,12 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_range(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and bool(value[0] < value[1])
+    is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+    return is_pair and all(isinstance(end, (int, float, np.number)) for end in value) and bool(value[0] < value[1])
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str) and os.path.isdir(value)
 
 
 def count_threads(n_jobs: int | None) -> int:

@@ -42,8 +42,10 @@ def open_output(out: Output, shape: tuple[int, int]) -> Iterator[Array]:
 
 @contextlib.contextmanager
 def _map_file(out: str | os.PathLike[str], shape: tuple[int, int]) -> Iterator[Array]:
-    if not isinstance(out, (str, os.PathLike)) or Path(out).suffix != ".npy" or not Path(out).parent.is_dir():
-        raise ValueError(f"out must be None, an array or the path of a .npy file in an existing folder. Got {out!r}.")
+    is_path = isinstance(out, (str, os.PathLike))
+    if not is_path or Path(out).suffix != ".npy" or not Path(out).parent.is_dir() or Path(out).is_dir():
+        got = repr(out) if is_path or isinstance(out, (int, float)) else f"a {type(out).__name__}"
+        raise ValueError(f"out must be None, an array or the path of a .npy file in an existing folder. Got {got}.")
     with replacing(Path(out)) as temporary:
         mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         yield mapped
@@ -62,5 +64,6 @@ def replacing(path: Path) -> Iterator[Path]:
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
         raise

@@ -102,11 +102,15 @@ def _list_places(references: References, empty: set[Cell], several: dict[Cell, r
 
 
 def _list_parts(cell: Any) -> list[Any] | None:
-    """The images of a cell that holds a list of them; None for any other cell."""
+    """The images of a cell that holds a list, a Series or a 1-D array of them; None for any other cell."""
     if isinstance(cell, (list, tuple)):
         return list(cell)
-    if isinstance(cell, np.ndarray) and cell.ndim == 1 and cell.dtype.kind in "OUT":
-        return list(cell.tolist())
+    if isinstance(cell, _ONE_IMAGE) or getattr(cell, "ndim", 1) != 1 or not hasattr(cell, "__len__"):
+        return None
+    for name in ("to_list", "to_pylist", "tolist"):  # of pandas and polars, pyarrow, numpy
+        if hasattr(cell, name):
+            values = getattr(cell, name)()
+            return values if isinstance(values, list) and not any(map(_is_number, values)) else None
     return None
 
 
@@ -126,6 +130,8 @@ def list_references(X: Any) -> References:
     ValueError
         If X is empty or its rank does not fit.
     """
+    if hasattr(X, "__iter__") and not hasattr(X, "__len__") and not isinstance(X, _ONE_IMAGE):
+        raise TypeError(f"X must be a sequence of images. Got a {type(X).__name__} instead; pass list(X).")
     if isinstance(X, _ONE_IMAGE) or X is None or not hasattr(X, "__len__"):
         raise TypeError(f"X must be a sequence of images. Got one {type(X).__name__} instead; wrap it in a list.")
     if isinstance(X, (set, frozenset)):
@@ -134,6 +140,9 @@ def list_references(X: Any) -> References:
         raise TypeError("X must be a sequence of images. Got a sparse matrix instead; sparse data hold no images.")
     if len(X) == 0:
         raise ValueError("X must hold at least one image. Found 0 sample(s) instead, and a minimum of 1 is required.")
+    if hasattr(X, "column_names") and hasattr(X, "to_pydict"):  # a table of pyarrow
+        names, columns = tuple(map(str, X.column_names)), [column.to_pylist() for column in X.columns]
+        return _name_columns(columns, names)
     if _is_frame(X):
         return _list_frame(X)
     if isinstance(X, (list, tuple)):
@@ -144,7 +153,7 @@ def list_references(X: Any) -> References:
 
 
 def _is_frame(X: Any) -> bool:
-    return hasattr(X, "columns") and not hasattr(X, "dtype")
+    return hasattr(X, "columns") and hasattr(X, "dtypes") and not hasattr(X, "dtype")
 
 
 def is_numeric_table(X: Any) -> bool:
@@ -199,10 +208,13 @@ def _list_frame(X: Any) -> References:
     for name, column in zip(names, columns, strict=True):
         if _is_numeric_dtype(column.dtype) and not _is_empty(column):
             raise ValueError(f"Every column of X must hold images. Column {name!r} has dtype {column.dtype} instead.")
-    cells = [_list_cells(column) for column in columns]
-    for name, column in zip(names, cells, strict=True):
+    return _name_columns([_list_cells(column) for column in columns], names)
+
+
+def _name_columns(columns: Sequence[list[Any]], names: tuple[str, ...]) -> References:
+    for name, column in zip(names, columns, strict=True):
         _check_cells(column, f", column {name!r},")
-    return References(tuple(cells), names)
+    return References(tuple(columns), names)
 
 
 def _list_series(X: Any) -> References:
@@ -213,11 +225,16 @@ def _list_series(X: Any) -> References:
 
 def _list_cells(column: Any) -> list[Any]:
     """The cells of a Series of pandas or polars, or of another sequence."""
-    return list(column.to_list() if hasattr(column, "to_list") else column)
+    for name in ("to_list", "to_pylist"):
+        if hasattr(column, name):
+            return list(getattr(column, name)())
+    return list(column)
 
 
 def _is_empty(X: Any) -> bool:
     """Whether a frame or a Series of numbers holds NaN alone: what is left of images where no row has one."""
+    if hasattr(X, "isna"):
+        return bool(np.asarray(X.isna()).all())
     values = np.asarray(X)
     return values.dtype.kind == "f" and bool(np.isnan(values).all())
 
@@ -260,7 +277,7 @@ def _check_cells(cells: Sequence[Any], where: str = "") -> None:
         if _is_number(cell):
             raise ValueError(f"X must be a sequence of images. Got the number {cell} in row {row} instead.")
         for part in _list_parts(cell) or ():
-            if isinstance(part, (list, tuple)) or _is_number(part):
+            if _list_parts(part) is not None or _is_number(part):
                 raise TypeError(
                     f"Row {row}{where} of X must be an image or a list of images. Got a list with a "
                     f"{type(part).__name__} in it instead; pass pixels as an array."
@@ -276,7 +293,7 @@ def _is_numeric_dtype(dtype: Any) -> bool:
 
 def _is_row_of_numbers(cell: Any) -> bool:
     if isinstance(cell, np.ndarray):
-        return cell.ndim == 1 and cell.dtype.kind in "iufb"
+        return cell.ndim == 1 and cell.dtype.kind in "iufb" and not _is_empty(cell)
     return isinstance(cell, (list, tuple)) and len(cell) > 0 and _is_number(cell[0])
 
 

@@ -13,7 +13,7 @@ from sktransfer.cache import open_cache
 from sktransfer.checks import check_images
 from sktransfer.exceptions import ImageFailure, ImageReadError
 from sktransfer.extraction import plan_extraction, report_failures
-from sktransfer.jobs import Job, count_images, estimate, unfinished_parts, write_file, write_parts
+from sktransfer.jobs import Job, claim_folder, count_images, estimate, unfinished_parts, write_file, write_parts
 from sktransfer.options import ExtractionOptions
 from sktransfer.outputs import replacing
 from sktransfer.progress import open_progress
@@ -102,7 +102,7 @@ def plan_job(
 
 def describe_estimate(job: Job, target: Target) -> str:
     """What a dry run says."""
-    stretches = unfinished_parts(job, target.path) if target.in_parts else job.stretches()
+    stretches = _list_stretches(job, target)
     found = estimate(job, stretches)
     new = found.distinct - found.cached
     minutes, seconds = divmod(round(found.seconds), 60)
@@ -124,15 +124,19 @@ def run_job(job: Job, target: Target, progress: str, report: Path | None, say: S
     """Do it, and say what was done and what failed; the number of images that could not be read."""
     if report is not None:
         check_output(report, "csv")
-    stretches = unfinished_parts(job, target.path) if target.in_parts else job.stretches()
-    n_images = count_images(job, stretches)
-    bar = open_progress(n_images, progress) if progress != "none" else None
+    stretches = _list_stretches(job, target)
+    bar = None
     try:
+        n_images = count_images(job, stretches)
+        bar = open_progress(n_images, progress) if progress != "none" else None
         outcome = (write_parts if target.in_parts else write_file)(job, target.path, bar)
     except ImageReadError as error:
         _show_failures(error.failures, report, say)
         text = str(error).replace('broken_images="nan" or "zero"', "--broken-images nan or zero")
         raise ImageReadError(text, error.failures) from error
+    except KeyboardInterrupt:
+        say("sktransfer: interrupted; the same command goes on from here", err=True)
+        raise
     finally:
         if bar is not None:
             bar.close()
@@ -142,6 +146,24 @@ def run_job(job: Job, target: Target, progress: str, report: Path | None, say: S
     say(f"{outcome.rows} {images}, {len(job.features)} features each, written to {target.path}{kept}.", err=True)
     _show_failures(outcome.failures, report, say)
     return len(outcome.broken)
+
+
+def _list_stretches(job: Job, target: Target) -> list[tuple[int, int]]:
+    """First row and row after the last of what is to be done."""
+    if target.in_parts:
+        claim_folder(job, target.path, write=False)
+        return unfinished_parts(job, target.path)
+    if not (stretches := job.stretches()):
+        raise ValueError(f"--shard must leave rows. The table has {job.table.n_rows}, and this share none of them.")
+    return stretches
+
+
+def refuse_same(**paths: Path | None) -> None:
+    """Refuse two options that name one file or folder."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is not None and (other := seen.setdefault(path.resolve(), name)) != name:
+            raise ValueError(f"{other} and {name} must be different. Both are {str(path)!r}.")
 
 
 def _show_failures(failures: Sequence[ImageFailure], report: Path | None, say: Say) -> None:

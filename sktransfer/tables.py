@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from sktransfer.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_Opened = tuple[tuple[str, ...], int, Callable[[int, int], "pd.DataFrame"], tuple[str, ...]]
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ARROW_SUFFIXES = (".parquet", ".feather", ".arrow")
@@ -66,9 +70,10 @@ def open_folder(folder: str | os.PathLike[str], *, labels: bool = False) -> Tabl
     import pandas as pd
 
     paths = find_images(folder)
-    frame = pd.DataFrame({"path": paths}, index=pd.Index(paths, name="path"))
+    shown = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]  # not every name is UTF-8
+    frame = pd.DataFrame({"path": pd.Series(paths, dtype=object)}).set_axis(pd.Index(shown, name="path"))
     if labels:
-        frame["label"] = [path.partition("/")[0] if "/" in path else "" for path in paths]
+        frame["label"] = [path.partition("/")[0] if "/" in path else "" for path in shown]
     digest = digest_bytes("\n".join(paths).encode("utf-8", "surrogateescape")).hex()
     return Table(len(paths), ("path",), tuple(frame.columns[1:]), digest, _slice(frame), None)
 
@@ -98,14 +103,10 @@ def open_table(
     wanted = tuple(dict.fromkeys(columns))
     if not wanted:
         raise ValueError("A table needs --column NAME, once for each column of images.")
-    try:
-        if is_text:
-            frame = _read_text(file, wanted, delimiter, as_text=as_text)
-            names, n_rows, read, kept = tuple(frame.columns), len(frame), _slice(frame), wanted
-        else:
-            names, n_rows, read, kept = _open_arrow(file, wanted)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
+    names, n_rows, read, kept = _open_file(file, wanted, delimiter, is_text=is_text, as_text=as_text)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"The columns of a table must have different names. {file} has {twice!r} more than once.")
     for column in wanted:
         if column not in names:
             raise ValueError(f"--column must name a column of {file}. Got {column!r} instead of {_join(names)}.")
@@ -113,6 +114,26 @@ def open_table(
         raise ValueError(f"The table must have rows. {file} has none.")
     others = tuple(name for name in names if name not in wanted or name in kept)
     return Table(n_rows, wanted, others, digest_file(file), read, wanted)
+
+
+def _open_file(file: Path, wanted: tuple[str, ...], delimiter: str | None, *, is_text: bool, as_text: bool) -> _Opened:
+    """Names, number of rows, reader, and the columns of images that are kept."""
+    try:
+        if is_text:
+            frame = _read_text(file, wanted, delimiter, as_text=as_text)
+            return tuple(frame.columns), len(frame), _slice(frame), wanted
+        return _open_arrow(file, wanted)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be UTF-8 text to be read as a table. Got {error.reason} in it.") from error
+    except OverflowError as error:
+        remedy = "write a .csv file, which keeps all cells as they are"
+        raise ValueError(f"{file} holds whole numbers of more than 64 bits; {remedy}.") from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read as a table: {_shorten(error)}") from error
+
+
+def _shorten(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _join(names: Sequence[str]) -> str:
@@ -127,23 +148,31 @@ def _slice(frame: pd.DataFrame) -> Callable[[int, int], pd.DataFrame]:
 def _read_text(file: Path, columns: Sequence[str], delimiter: str | None, *, as_text: bool) -> pd.DataFrame:
     import pandas as pd
 
-    separator = delimiter or ("\t" if ".tsv" in file.name.lower() else ",")
-    options: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig", "keep_default_na": not as_text}
+    separator = (delimiter or ("\t" if ".tsv" in file.name.lower() else ",")).replace("\\t", "\t")
+    if len(separator) != 1:
+        raise ValueError(f"the delimiter must be one character. Got {separator!r} instead")
+    options: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig", "index_col": False}
+    one_column = len(pd.read_csv(file, nrows=0, **options).columns) == 1
+    options |= {"skip_blank_lines": not one_column, "keep_default_na": not as_text}
     if not as_text:
         import_optional("pyarrow", "table")
         options["dtype_backend"] = "pyarrow"  # keeps whole numbers whole where cells are empty
-    frame: pd.DataFrame = pd.read_csv(file, dtype=str if as_text else dict.fromkeys(columns, str), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            frame: pd.DataFrame = pd.read_csv(file, dtype=str if as_text else dict.fromkeys(columns, str), **options)
+        except pd.errors.ParserWarning as error:
+            raise ValueError("its rows have more cells than its header") from error
     for column in columns:
         if column in frame.columns:
             cells = frame[column].astype(object)
             frame[column] = cells.where(cells.notna() & ~cells.isin(MISSING_TEXTS), None)
+            if not as_text:  # also where all of a part are empty
+                frame[column] = frame[column].astype("string[pyarrow]")
     return frame
 
 
-def _open_arrow(
-    file: Path, columns: Sequence[str]
-) -> tuple[tuple[str, ...], int, Callable[[int, int], pd.DataFrame], tuple[str, ...]]:
-    """Names, number of rows, reader, and the columns of images that are texts."""
+def _open_arrow(file: Path, columns: Sequence[str]) -> _Opened:
     import_optional("pyarrow", "table")
     import pyarrow as pa
 
@@ -155,6 +184,12 @@ def _open_arrow(
         schema, starts, read_group = whole.schema, np.array([0, len(whole)]), lambda _: whole
 
     def read(start: int, stop: int) -> pd.DataFrame:
+        try:
+            return read_rows(start, stop)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{file} is damaged in rows {start} to {stop}: {_shorten(error)}") from error
+
+    def read_rows(start: int, stop: int) -> pd.DataFrame:
         import pandas as pd
 
         first = int(np.searchsorted(starts, start, side="right")) - 1
@@ -166,7 +201,8 @@ def _open_arrow(
             frame[name] = part.column(name).to_pandas()  # bytes and dicts, which nobody writes again
         return frame
 
-    held = [name for name in columns if name in schema.names and _holds_bytes(schema.field(name).type)]
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    held = [name for name in columns if name in kinds and _holds_bytes(kinds[name])]
     texts = tuple(name for name in columns if name not in held)
     return tuple(schema.names), int(starts[-1]), read, texts
 
@@ -182,6 +218,6 @@ def _open_parquet(file: Path) -> tuple[Any, np.ndarray[Any, Any], Callable[[int]
 def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    while hasattr(kind, "value_type"):  # of lists and dictionaries
         kind = kind.value_type
-    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in ("struct", "binary", "large_binary", "binary_view"))

@@ -43,6 +43,8 @@ def check_output(path: str | os.PathLike[str], form: str | None = None) -> tuple
         raise ValueError(f"The folder of the output must exist. There is no {str(file.parent)!r}; create it first.")
     if file.is_dir():
         raise ValueError(f"The output must be a file. {str(file)!r} is a folder.")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"The output must be a file. {str(file)!r} is a device or a pipe.")
     if not os.access(file.parent, os.W_OK):
         raise ValueError(f"The folder of the output must be writable. {str(file.parent)!r} is not.")
     if found in ("parquet", "feather"):
@@ -153,11 +155,16 @@ class _NpzWriter:
         import pandas as pd
 
         rows = pd.concat(self.rows)
-        arrays = {name: np.asarray(rows[name], dtype=str) for name in rows.columns}
+        arrays = {name: _write_texts(rows[name]) for name in rows.columns}
         arrays["index"] = np.asarray(rows.index, dtype=str if rows.index.name is not None else None)
         arrays["embeddings"], arrays["columns"] = np.concatenate(self.embeddings), np.asarray(self.features, dtype=str)
         with open(self.path, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _write_texts(column: pd.Series[Any]) -> Array:
+    """A column as texts, empty where it has no value."""
+    return np.array([str(value) if there else "" for value, there in zip(column, column.notna(), strict=True)], str)
 
 
 class _ArrowWriter:
@@ -173,6 +180,7 @@ class _ArrowWriter:
         self.path, self.form, self.features, self.lists, self.dtype = path, form, features, lists, dtype
         self.metadata = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)}
         self.writer: Any = None
+        self.schema: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +193,10 @@ class _ArrowWriter:
         import pyarrow as pa
 
         table = pa.Table.from_pandas(rows, preserve_index=rows.index.name is not None)
+        if self.form == "feather":  # whose files have one dictionary a column, and row groups may differ
+            kinds = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+                     for field in table.schema]  # fmt: skip
+            table = table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True)), table.schema.metadata))
         values = _cast(embeddings, self.dtype)
         taken: set[int] = set()
         for name, part in self.lists.items():
@@ -199,8 +211,9 @@ class _ArrowWriter:
         kept = (table.schema.metadata or {}) if rows.index.name is not None else {}
         table = table.replace_schema_metadata({**kept, **self.metadata})
         if self.writer is None:
+            self.schema = table.schema
             self.writer = self._open(table.schema)
-        self.writer.write_table(table.cast(self.writer.schema) if self.form == "parquet" else table)
+        self.writer.write_table(table.cast(self.schema))
 
     def _open(self, schema: Any) -> Any:
         import pyarrow as pa

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import io
 import zipfile
 
@@ -19,7 +20,7 @@ from sklearn.datasets import load_sample_images
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 
-from sktransfer import ImageReadError, ImageReadWarning, PretrainedFeatureExtractor, extract
+from sktransfer import ImageReadError, ImageReadWarning, PretrainedFeatureExtractor, check_images, extract
 from sktransfer.session import forward_passes
 
 
@@ -217,3 +218,78 @@ def test_a_block_of_numbers_and_photos_survives_empty_and_broken_cells(backbone_
     np.testing.assert_array_equal(found[:, 8], [0, 1, 1, 0])
     np.testing.assert_allclose(found[1, :8], extract(photo_files[:2], backbone_file).mean(axis=0), rtol=1e-6)
     assert "pipeline__photo_missing" in block.get_feature_names_out()
+
+
+def test_one_opened_image_in_many_cells_is_decoded_once_and_left_whole(embed):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    for image_format in ("PNG", "JPEG"):
+        image = Image.open(io.BytesIO(encode(noise, image_format)))
+        vectors = embed([image] * 12, n_jobs=4, cache_dir=None)
+        np.testing.assert_array_equal(vectors, np.repeat(embed([encode(noise, image_format)]), 12, axis=0))
+        assert image.size == (300, 300)
+
+
+def test_one_row_obeys_the_policy_however_many_images_it_has(embed):
+    frame = pd.DataFrame({"a": ["gone.jpg"], "b": ["gone.jpg"]})
+    for X in (frame, [["gone.jpg", "lost.jpg"]]):
+        with pytest.warns(ImageReadWarning, match=r"\(1 more image failed\)"):
+            assert np.isnan(embed(X, broken_images="nan")).all()
+
+
+class Nowhere:
+    def __fspath__(self):
+        raise RuntimeError("no path")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "https://127.0.0.1:1/\udcff.jpg",
+        "file:///\udcff",
+        Nowhere(),
+        {"bytes": b"junk", "path": pd.NA},
+        {"bytes": np.frombuffer(b"junk", np.uint8), "path": None},
+        {"url": "a.jpg"},
+        gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(bytes(2**10)))),
+        open(__file__, encoding="utf-8"),  # noqa: SIM115
+    ],
+)
+def test_an_odd_cell_costs_its_own_row(embed, photo_files, cell, monkeypatch):
+    monkeypatch.setattr("sktransfer.locations.ATTEMPTS", 1)
+    monkeypatch.setattr("sktransfer.images.MAX_BYTES", 1000)
+    with pytest.warns(ImageReadWarning, match="Row 1 "):
+        found = embed([photo_files[0], cell, photo_files[1]], broken_images="nan")
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), [False, True, False])
+    assert check_images([cell])["reason"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "cell", [{"bytes": float("nan"), "path": None}, {"bytes": None, "path": ""}, np.array([]), pd.Series([])]
+)
+def test_an_empty_dict_array_or_series_in_a_cell_is_missing(embed, photo_files, cell):
+    column = pd.Series([photo_files[0], None], dtype=object)
+    column.iat[1] = cell
+    assert np.isnan(embed(column, missing_images="nan")[1]).all()
+
+
+def test_groups_of_a_frame_and_tables_of_arrow_are_taken(embed, photo_files):
+    frame = pd.DataFrame({"id": [0, 0, 1], "p": photo_files[:3]})
+    expected = embed([photo_files[:2], photo_files[2]])
+    for cells in (frame.groupby("id")["p"].unique(), frame.groupby("id")["p"].agg(list)):
+        np.testing.assert_array_equal(embed(cells), expected)
+    np.testing.assert_array_equal(embed([pl.Series(photo_files[:2]), photo_files[2]]), expected)
+    np.testing.assert_array_equal(embed(pa.table({"p": photo_files[:3]})), embed(photo_files[:3]))
+    np.testing.assert_array_equal(embed(pa.chunked_array([photo_files[:3]])), embed(photo_files[:3]))
+
+
+def test_flattened_images_may_be_of_nullable_types(embed, rng):
+    flat = rng.integers(0, 256, (3, 16))
+    frame = pd.DataFrame(flat).astype("Int64")
+    np.testing.assert_array_equal(embed(frame, image_shape=(4, 4)), embed(flat, image_shape=(4, 4)))
+    with pytest.raises(ValueError, match="must all have the same number of values"):
+        embed([[1, 2, 3, 4], [1, 2]], image_shape=(2, 2))
+
+
+def test_a_generator_is_to_be_made_a_list(embed, photo_files):
+    with pytest.raises(TypeError, match=r"Got a generator instead; pass list\(X\)"):
+        embed(path for path in photo_files)

@@ -47,7 +47,7 @@ def test_pandas_markers_are_missing():
     assert is_missing(pd.NaT)
 
 
-FILLED = ["x.png", b"x", np.zeros((2, 2)), {"bytes": None, "path": "x"}, 0.5, " ", {"bytes": b""},
+FILLED = ["x.png", b"x", np.zeros((2, 2)), {"bytes": None, "path": "x"}, 0.5, " ", {"bytes": b"x"},
           np.datetime64("2024-01-01"), decimal.Decimal(1)]  # fmt: skip
 
 

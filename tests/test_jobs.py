@@ -16,7 +16,7 @@ import pytest
 from conftest import encode, photo
 
 from sktransfer import extract
-from sktransfer.jobs import MANIFEST
+from sktransfer.jobs import JOB, MANIFEST
 from sktransfer.session import forward_passes
 from sktransfer.writers import METADATA_KEY
 
@@ -196,7 +196,10 @@ def test_broken_parts_are_not_written_where_that_is_an_error(run, table, folder,
     (folder / "3.png").write_bytes(b"broken")
     status, _, err = run(table, "-o", f"{tmp_path}/out/", "--part-rows", 4)
     assert (status, "Row 3, column 'photo'" in err) == (1, True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["part-000001.parquet", "part-000002.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        JOB,
+        *(f"part-00000{i}.parquet" for i in (1, 2)),
+    ]
 
 
 def test_shards_share_the_parts_and_the_last_one_writes_the_manifest(run, table, tmp_path, vectors):
@@ -315,15 +318,104 @@ def test_a_run_killed_at_20_random_moments_ends_with_the_same_bytes(tmp_path):
     pd.DataFrame({"photo": [f"{seed}.png" for seed in range(3000)]}).to_csv(tmp_path / "t.csv", index=False)
     (whole, _), (killed, codes) = kill_and_restart(tmp_path / "t.csv", folder, "default", tmp_path, 20, 100)
     assert codes.count(-signal.SIGKILL) >= 10
-    assert len(whole) == 31
+    assert len(whole) == 32
     assert killed == whole
 
 
 def test_a_killed_run_leaves_a_temporary_file_that_the_next_one_removes(run, table, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".part-000000-abc.parquet").write_bytes(b"half")
+    assert run(table, "-o", f"{tmp_path}/out/", "--part-rows", 4)[0] == 0
+    (tmp_path / "out" / "part-000000.parquet").rename(tmp_path / "out" / ".part-000000-abc.parquet")
     (tmp_path / "out" / "part-000001.parquet").write_bytes(b"half")
+    (tmp_path / "out" / JOB).write_bytes(b"")
+    for name in (MANIFEST, "part-000001.parquet", "part-000002.parquet"):
+        (tmp_path / "out" / name).unlink()
     assert run(table, "-o", f"{tmp_path}/out/", "--part-rows", 4)[0] == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [MANIFEST, *(f"part-00000{i}.parquet" for i in range(3))]
+    assert names == [JOB, MANIFEST, *(f"part-00000{i}.parquet" for i in range(3))]
     assert len(pd.read_parquet(tmp_path / "out")) == 10
+
+
+def test_a_row_longer_than_the_header_is_refused(run, table, tmp_path):
+    table.write_text("photo,k\n0.png,a,b\n1.png,c,d\n", "utf-8")
+    assert "its rows have more cells than its header" in run(table, "-o", tmp_path / "out.csv")[2]
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out.feather", "out.npz", "out/"])
+def test_a_part_without_any_photo_has_the_types_of_the_others(run, tmp_path, output):
+    photos = ["", "", "0.png", "1.png", "", ""]
+    (tmp_path / "t.csv").write_text("i,photo\n" + "".join(f"{i},{p}\n" for i, p in enumerate(photos)), "utf-8")
+    options = ["--part-rows", 2, "--missing-images", "nan"]
+    assert run(tmp_path / "t.csv", "-o", f"{tmp_path}/{output}", *options)[0] == 0
+    if not output.endswith("npz"):
+        read = pd.read_feather if output.endswith("feather") else pd.read_parquet
+        found = read(tmp_path / output)
+        assert found["photo"].isna().tolist() == [True, True, False, False, True, True]
+        assert found["small_0"].isna().tolist() == [True, True, False, False, True, True]
+
+
+def test_dictionaries_that_differ_from_part_to_part_are_written_as_values(run, tmp_path):
+    with pq.ParquetWriter(tmp_path / "in.parquet", pa.schema([("photo", "string"), ("c", DICTIONARY)])) as writer:
+        for i in range(3):
+            column = pa.array([f"{i}a", f"{i}b"]).dictionary_encode()
+            writer.write_table(pa.table({"photo": ["0.png", "1.png"], "c": column.cast(DICTIONARY)}))
+    assert run(tmp_path / "in.parquet", "-o", tmp_path / "out.feather", "--part-rows", 2)[0] == 0
+    assert pd.read_feather(tmp_path / "out.feather")["c"].tolist() == ["0a", "0b", "1a", "1b", "2a", "2b"]
+
+
+DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+
+
+def test_shards_with_other_options_do_not_mix_in_a_folder(run, table, tmp_path, folder):
+    assert run(table, "-o", f"{tmp_path}/out/", "--part-rows", 4, "--shard", "1/2")[0] == 0
+    status, _, err = run(table, "-o", f"{tmp_path}/out/", "--part-rows", 5, "--shard", "2/2")
+    assert (status, "It is of another run" in err) == (1, True)
+    assert "new or an empty folder" in run(table, "-o", f"{folder}/")[2]
+
+
+def test_the_remedy_for_a_broken_part_goes_on_in_the_same_folder(run, table, folder, tmp_path):
+    (folder / "3.png").write_bytes(b"broken")
+    assert run(table, "-o", f"{tmp_path}/out/", "--part-rows", 4)[0] == 1
+    status, _, err = run(table, "-o", f"{tmp_path}/out/", "--part-rows", 4, "--broken-images", "nan")
+    assert (status, "2 parts of them by an earlier run" in err) == (1, True)
+    assert len(pd.read_parquet(tmp_path / "out")) == 10
+
+
+def test_a_folder_is_written_by_one_process_a_shard(run, table, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".shard-1-of-1.lock"):
+        assert "Another one is at this shard" in run(table, "-o", f"{tmp_path}/out/")[2]
+
+
+@pytest.mark.parametrize(
+    "options", [["-o", "t.csv"], ["-o", "o.csv", "--report", "t.csv"], ["-o", "o.csv", "--report", "o.csv"]]
+)
+def test_no_file_is_written_over_another_one(run, table, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    table.rename(tmp_path / "t.csv")
+    status, _, err = run("t.csv", *options)
+    assert (status, "must be different" in err) == (1, True)
+
+
+def test_a_share_without_rows_and_columns_of_one_name_are_refused(run, table, tmp_path):
+    assert "this share none of them" in run(table, "-o", tmp_path / "out.csv", "--shard", "1/99")[2]
+    pq.write_table(
+        pa.table([pa.array(["0.png"]), pa.array([1]), pa.array([2])], ["photo", "x", "x"]), tmp_path / "d.parquet"
+    )
+    assert "has 'x' more than once" in run(tmp_path / "d.parquet", "-o", tmp_path / "out.csv")[2]
+
+
+def test_empty_lines_of_a_table_with_one_column_are_rows(run, tmp_path):
+    (tmp_path / "t.csv").write_text("photo\n0.png\n\n1.png\n", "utf-8")
+    assert run(tmp_path / "t.csv", "-o", tmp_path / "out.csv", "--missing-images", "zero")[0] == 0
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 3
+
+
+def test_a_name_that_is_not_utf8_costs_nothing(run_command, folder, tmp_path, backbone_file):
+    os.rename(folder / "3.png", os.fsencode(folder) + b"/bad\xff.png")
+    for output in ("out.csv", "out.parquet"):
+        assert run_command("extract", folder, "-o", tmp_path / output, "--backbone", backbone_file, "-q")[0] == 0
+    assert pd.read_parquet(tmp_path / "out.parquet").index[-1] == "bad\\xff.png"
+    assert run_command("check", folder, "--quiet")[0] == 0
