@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -232,8 +233,9 @@ def main() -> None:
     """Entry point: an error that we raised is one line and exit code 1, without a traceback."""
     from sktransfer.exceptions import SktransferError
 
-    # A run that is asked to end leaves nothing half-written.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A run that is asked to end leaves nothing half-written; warnings are lines for people, without Python's source.
+    terminate, form = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)), warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"sktransfer: {message}\n"
     try:
         app()
     except (SktransferError, OSError, TypeError, ValueError) as error:
@@ -242,6 +244,9 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("sktransfer: interrupted", err=True)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        warnings.formatwarning = form
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ MAX_EXIF_PARTS = 2  # of 64 kB, in a JPEG
 EXIF_BYTES = 100_000  # of a JPEG, below which any number of parts is harmless
 
 # What decoders allocate beside the pixels, and how slow those in Python are: MAX_PIXELS is divided by it.
-_SHARES = {"WEBP": 4, "AVIF": 4, "JPEG2000": 4, "HEIF": 4, "TIFF": 2, "MPO": 2}
+_SHARES = {"WEBP": 4, "JPEG2000": 4, "AVIF": 2, "HEIF": 2, "TIFF": 2, "MPO": 2}
 _PYTHON_SHARE = 32
 _NESTING = (b"BLP", b"icns", b"\0\0\1\0")  # BLP, ICNS and ICO hold images of another size than they state
 _SCANNED_BYTES = 2048  # of a progressive JPEG that are decoded between two looks at the time

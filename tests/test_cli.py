@@ -208,3 +208,19 @@ def test_a_cache_that_cannot_be_cleared_is_not_called_empty(run, photo_files, ba
     with pytest.warns(sktransfer.CacheWarning, match="cannot be written"):
         status, out, _ = run("cache", "clear")
     assert (status, out.split()[0]) == (1, "6")
+
+
+def test_a_warning_is_a_line_without_source_and_handlers_are_put_back(run, class_folders, tmp_path, monkeypatch):
+    import signal
+    import warnings
+
+    (tmp_path / "file").write_text("in the way")
+    before = signal.getsignal(signal.SIGTERM), warnings.formatwarning
+    warnings.simplefilter("default")
+    write = lambda *warning, **_: sys.stderr.write(warnings.formatwarning(*warning[:4]))  # noqa: E731
+    monkeypatch.setattr(warnings, "showwarning", write)  # pytest's own would keep it
+    status, _, err = run("extract", class_folders, "-o", tmp_path / "f.csv", "-q", "--cache-dir", tmp_path / "file")
+    assert status == 0
+    assert err.startswith("sktransfer: The embedding cache ")
+    assert "run_job" not in err
+    assert (signal.getsignal(signal.SIGTERM), warnings.formatwarning) == before

@@ -97,7 +97,7 @@ REAL = {
     "gif": lambda: bombs.saved(11_305, 11_310, "P", "GIF"),
     "transparent gif": lambda: bombs.saved(11_305, 11_310, "P", "GIF", transparency=0),
     "webp": lambda: bombs.saved(5_600, 5_600, "RGBA", "WEBP", lossless=True, method=0),
-    "avif": lambda: bombs.saved(5_600, 5_600, "RGB", "AVIF", speed=10),
+    "avif": lambda: bombs.saved(8_000, 7_990, "RGB", "AVIF", speed=10),
     "jp2": lambda: bombs.saved(5_600, 5_600, "RGB", "JPEG2000"),
     "tiff": lambda: bombs.saved(8_000, 7_990, "RGB", "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: 7_990}),
     "qoi": lambda: bombs.qoi_runs(11_305, 11_310),
