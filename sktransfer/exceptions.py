@@ -22,7 +22,7 @@ class ImageFailure:
     """One cell of X without a usable image."""
 
     row: int  # position in X, from 0
-    column: str | None  # None where X has no named columns
+    column: str | None  # None where X has no names
     reference: str  # shortened text of the reference
     reason: str
     missing: bool  # True: an empty cell; False: a reference that could not be read

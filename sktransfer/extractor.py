@@ -51,9 +51,10 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         What an empty cell (None, NaN, an empty string) becomes: an error before the work, or a row of NaN or zeros.
     broken_images : {"error", "nan", "zero"}, default="error"
         What an unreadable reference becomes: an error after all other images are embedded, or a row of NaN or zeros
-        and an ImageReadWarning. If more than half of several images are unreadable it is always an error.
+        and an ImageReadWarning. If more than half of several images are unreadable it is always an error. In a list,
+        it is left out of the mean.
     add_indicator : bool, default=False
-        Append one 0/1 column for each column of images: 1 where there is no usable image.
+        Append one 0/1 column ``<column>_missing`` for each column of images: 1 where there is no usable image.
     root : str, Path or None, default=None
         Folder that relative paths start from; None is the working directory.
     image_shape : (h, w), (h, w, c) or None, default=None
@@ -87,6 +88,9 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     See Also
     --------
     extract : The same as a function.
+    make_image_block : Principal components and a flag, for a ``ColumnTransformer``.
+    check_images : What is wrong with images, before a long run.
+    duplicate_groups : Which rows show the same photo.
 
     Examples
     --------
@@ -140,8 +144,11 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : sequence, Series, frame or array of images
-            Paths, URLs, ``archive.zip::member``, bytes, PIL images or arrays (h, w), (h, w, 3), (h, w, 4); or one array
-            of shape (n, h, w[, c]); or flattened images (n, h * w * c) with `image_shape`.
+            Paths, URLs, ``archive.zip::member``, bytes, PIL images, arrays (h, w), (h, w, 3), (h, w, 4), binary files,
+            base64 or ``data:`` URLs, or dicts ``{"bytes": ..., "path": ...}``; None, NaN or "" where there is none; a
+            list in a cell is several images of one row, whose embeddings are averaged. A frame of pandas or polars
+            has a column, or several, of these. Or one array of shape (n, h, w[, c]); or flattened images
+            (n, h * w * c) with `image_shape`.
         y : ignored
 
         Returns
