@@ -134,7 +134,8 @@ def read_pixels(reference: Any, pixel_range: PixelRange) -> bytes | Pixels:
     if isinstance(reference, str) and is_inline(reference):
         return _decode_text(reference)
     if isinstance(reference, Image.Image):
-        with _file_lock:  # an opened file is decoded now, and may stand in several cells
+        # An opened file is decoded now, and may stand in several cells, or belong to several images.
+        with _image_locks[(id(getattr(reference, "fp", None) or reference) >> 4) % len(_image_locks)]:
             reference.load()
         return np.asarray(to_rgb(reference, pixel_range))
     if hasattr(reference, "__array__"):
@@ -420,6 +421,7 @@ _PIL_MODULES = re.compile(r"PIL\.")
 _NO_LOG = logging.NullHandler()
 _quiet_depth = 0
 _quiet_lock, _file_lock, _large_lock = threading.Lock(), threading.Lock(), threading.RLock()
+_image_locks = [threading.Lock() for _ in range(64)]
 
 
 def _give_memory_back() -> None:
@@ -431,6 +433,7 @@ def _give_memory_back() -> None:
 def _reset_after_fork() -> None:
     global _quiet_lock, _file_lock, _large_lock
     _quiet_lock, _file_lock, _large_lock = threading.Lock(), threading.Lock(), threading.RLock()
+    _image_locks[:] = [threading.Lock() for _ in _image_locks]
 
 
 if hasattr(os, "register_at_fork"):
