@@ -187,11 +187,15 @@ def write_parts(job: Job, folder: Path, progress: Progress | None = None) -> Out
     claim_folder(job, folder)
     lock = FileLock(folder / f".shard-{job.shard[0]}-of-{job.shard[1]}.lock")
     try:
-        with lock.acquire(timeout=0):
-            outcome = _write_shard(job, folder, progress)
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder} must be written by one process a shard. Another one is at this shard.") from error
-    Path(lock.lock_file).unlink(missing_ok=True)
+    try:
+        outcome = _write_shard(job, folder, progress)
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
     _apply_policy(job, outcome)
     return outcome
 
