@@ -196,7 +196,6 @@ def write_parts(job: Job, folder: Path, progress: Progress | None = None) -> Out
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
-    _apply_policy(job, outcome)
     return outcome
 
 
@@ -217,10 +216,11 @@ def claim_folder(job: Job, folder: Path, *, write: bool = True) -> None:
             raise ValueError(f"{folder} must be a new or an empty folder, or hold parts of the same job. {_REMEDY}")
         if write:
             path.write_text(json.dumps({"job": _identify(job), **job.describe()}, indent=1), "utf-8")
-    elif stated["job"] != _identify(job):
+    elif not isinstance(stated, dict) or stated.get("job") != _identify(job):
+        backbone = f" (backbone {stated['backbone']!r})" if isinstance(stated, dict) and "backbone" in stated else ""
         raise ValueError(
-            f"{folder} must be empty or hold parts of the same table, backbone and options. It is of another run "
-            f"(backbone {stated.get('backbone')!r}). {_REMEDY}"
+            f"{folder} must be empty or hold parts of the same table, backbone and options. It is of another run"
+            f"{backbone}. {_REMEDY}"
         )
 
 
@@ -239,6 +239,7 @@ def _write_shard(job: Job, folder: Path, progress: Progress | None) -> Outcome:
         for left in folder.glob(f".{_name_part(number).removesuffix('.parquet')}-*"):
             left.unlink(missing_ok=True)  # a run that was killed
         _write_part(job, folder / _name_part(number), start, stop, outcome, progress)
+    _apply_policy(job, outcome)
     _write_manifest(job, folder)
     return outcome
 
@@ -253,11 +254,8 @@ def find_part(job: Job, folder: Path, number: int) -> dict[str, Any] | None:
     path = folder / _name_part(number)
     if not path.is_file() or (stated := read_metadata(path)) is None:
         return None
-    return (
-        None
-        if stated.get("job") != _identify(job) or any(not failure["missing"] for failure in stated["failures"])
-        else stated
-    )
+    is_ours = stated.get("job") == _identify(job)
+    return stated if is_ours and all(failure["missing"] for failure in stated["failures"]) else None
 
 
 def _name_part(number: int) -> str:

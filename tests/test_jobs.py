@@ -165,6 +165,15 @@ def test_the_wrong_root_is_named_whatever_the_policy(run_command, table, backbon
         status, _, err = run_command("extract", table, "-o", output, *options, "--broken-images", "nan")
         assert status == 1
         assert f"10 of 10 images could not be read (root='{tmp_path}/elsewhere')" in err
+    assert not (tmp_path / "out" / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"job": "other"}', "{}"])
+def test_a_folder_with_a_strange_job_is_refused(run, table, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / JOB).write_text(content)
+    status, _, err = run(table, "-o", f"{tmp_path}/out/")
+    assert (status, "It is of another run. Choose another folder" in err) == (1, True)
 
 
 def test_max_failures_stops_the_run(run, table, folder, tmp_path):
