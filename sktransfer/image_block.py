@@ -62,6 +62,8 @@ def make_image_block(
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
 
+    if "add_indicator" in parameters:
+        raise TypeError("add_indicator must not be given: the block always has one flag for each column of images.")
     extractor = _NamingExtractor(
         backbone,
         **{"missing_images": "nan", "broken_images": "nan", **parameters},

@@ -138,3 +138,8 @@ def test_a_fold_without_any_photo_is_all_mean(backbone_file):
     frame = pd.DataFrame({"photo": [None, None, None]})
     found = make_image_block(backbone_file, n_components=1).fit_transform(frame)
     np.testing.assert_array_equal(found, [[0, 1]] * 3)
+
+
+def test_the_flag_of_a_block_is_no_option():
+    with pytest.raises(TypeError, match="add_indicator must not be given"):
+        make_image_block(add_indicator=False)
