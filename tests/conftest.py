@@ -147,6 +147,16 @@ def backbone_file(tmp_path):
 
 
 @pytest.fixture
+def embed(backbone_file):
+    """`extract` with the small classifier and one thread."""
+
+    def call(images, **options):
+        return sktransfer.extract(images, backbone_file, **{"n_jobs": 1, **options})
+
+    return call
+
+
+@pytest.fixture
 def fresh_workers():
     """Workers of joblib keep the environment, and so the cache folder, that they were started with."""
     from joblib.externals.loky import get_reusable_executor

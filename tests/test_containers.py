@@ -24,14 +24,6 @@ from sktransfer import ImageReadError, ImageReadWarning, PretrainedFeatureExtrac
 from sktransfer.session import forward_passes
 
 
-@pytest.fixture
-def embed(backbone_file):
-    def call(images, **options):
-        return extract(images, backbone_file, **{"n_jobs": 1, **options})
-
-    return call
-
-
 def test_one_photo_in_every_form_gives_one_vector(embed, photo_files, photos, tmp_path):
     content, path = (tmp_path / "photo0.png").read_bytes(), photo_files[0]
     text = base64.b64encode(content).decode()

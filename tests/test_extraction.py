@@ -18,14 +18,6 @@ from sktransfer.options import count_threads
 from sktransfer.session import forward_passes
 
 
-@pytest.fixture
-def embed(backbone_file):
-    def call(images, **options):
-        return extract(images, backbone_file, **{"n_jobs": 1, **options})
-
-    return call
-
-
 def test_path_bytes_image_array_and_dict_of_one_photo_give_one_vector(embed, photo_files, photos, tmp_path):
     path = photo_files[0]
     content = (tmp_path / "photo0.png").read_bytes()
