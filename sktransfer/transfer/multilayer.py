@@ -1,0 +1,237 @@
+"""What the perceptrons for classification and regression share: their fit, from a source or from nothing."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sktransfer.transfer.callbacks import CallbackSupportMixin, EpochTasks
+from sktransfer.transfer.held import Held
+from sktransfer.transfer.networks import Objective, compute_outputs, draw_parameters
+from sktransfer.transfer.optimizers import SGD, Adam
+from sktransfer.transfer.perceptron_settings import STOCHASTIC_SOLVERS, read_settings, resolve
+from sktransfer.transfer.perceptron_sources import count_frozen, inherit
+from sktransfer.transfer.training import Progress, Rows, Stochastic, train_with_lbfgs
+
+
+def has_stochastic_solver(estimator):
+    """Tell whether an estimator can be fitted by parts, for ``available_if``."""
+    solver = resolve(estimator, "solver")
+    if solver not in STOCHASTIC_SOLVERS:
+        raise AttributeError(f'partial_fit needs a solver that takes batches, "adam" or "sgd". Got {solver!r} instead.')
+    return True
+
+
+def read_sample_weight(sample_weight, n_rows):
+    """Return sample weights as an array of shape (n_rows,), or None; raise a sentence for others."""
+    if sample_weight is None:
+        return None
+    if np.isscalar(sample_weight):
+        sample_weight = np.full(n_rows, sample_weight)
+    weights = check_array(sample_weight, ensure_2d=False, dtype=[np.float64, np.float32], input_name="sample_weight")
+    if weights.shape != (n_rows,):
+        raise ValueError(f"sample_weight must have shape ({n_rows},), one for each row. Got {weights.shape} instead.")
+    if weights.min() < 0 or not weights.any():
+        raise ValueError(
+            "sample_weight must be >= 0, and more than zero for some row. "
+            f"Got weights from {weights.min():g} to {weights.max():g} instead."
+        )
+    return weights
+
+
+class EpochWatch:
+    """Looks on while an estimator is trained: prints if it is verbose, and tells its callbacks."""
+
+    def __init__(self, estimator, frozen, tasks):
+        self._estimator, self._frozen, self._tasks = estimator, frozen, tasks
+
+    def begin(self):
+        """Begin an epoch, unless one is running."""
+        if self._tasks is not None:
+            self._tasks.begin()
+
+    def end(self, parameters, progress):
+        """End the epoch; True if a callback asks to stop."""
+        if self._tasks is None:
+            return False
+        return self._tasks.end(lambda: self._attributes(parameters, progress))
+
+    def say(self, message):
+        """Print a message if the estimator is verbose."""
+        if self._estimator.verbose:
+            print(message)  # noqa: T201
+
+    def _attributes(self, parameters, progress):
+        depth, frozen, estimator = len(parameters) // 2, self._frozen, self._estimator
+        copies = [array.copy() for array in parameters]
+        return {
+            "coefs_": estimator.coefs_[:frozen] + copies[:depth],
+            "intercepts_": estimator.intercepts_[:frozen] + copies[depth:],
+            "n_iter_": progress.n_iter,
+            "loss_": progress.loss,
+        }
+
+
+class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
+    """Network that starts from a source; its subclasses say what its outputs stand for."""
+
+    source = Held()
+
+    def _fit(self, X, y, sample_weight, *, incremental=False, classes=None):
+        settings = read_settings(self)
+        if incremental and settings.early_stopping:
+            raise ValueError("early_stopping must be False for partial_fit, which sees a part of the rows. Got True.")
+        fresh = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        X, y, targets, outputs = self._read(X, y, settings, fresh=fresh, incremental=incremental, classes=classes)
+        weights = self._weigh(y, read_sample_weight(sample_weight, X.shape[0]), incremental=incremental)
+        random = check_random_state(self.random_state)
+        pull = self._start(X, outputs, settings, random, fresh)
+        self._train(X, y, Rows(X, targets, weights), settings, pull, random, incremental=incremental)
+        return self
+
+    def _start(self, X, outputs, settings, random, fresh):
+        """Set the first weights, unless the training goes on, and return the pull to the source."""
+        inheritance = inherit(self, outputs)
+        sizes = [X.shape[1], *settings.hidden_layer_sizes, outputs.size]
+        depth = len(sizes) - 1
+        if not fresh:
+            own = [self.coefs_[0].shape[0], *(weights.shape[1] for weights in self.coefs_)]
+            if own != sizes:
+                raise ValueError(f"warm_start and partial_fit go on with layers of {own} units. Got {sizes} instead.")
+        else:
+            if inheritance is None:
+                parameters = draw_parameters(random, sizes, settings.activation, X.dtype)
+            else:
+                parameters = inheritance.start(random, settings.activation, X.dtype)
+            self.coefs_, self.intercepts_ = parameters[:depth], parameters[depth:]
+            self._progress, self._optimizer = Progress(), None
+        self.activation_, self.out_activation_ = settings.activation, outputs.activation
+        self.n_layers_, self.n_outputs_ = depth + 1, outputs.size
+        if inheritance is None or self.transfer == "features":
+            return None
+        return inheritance.pull(self.source_weight, X.dtype)
+
+    def _train(self, X, y, rows, settings, pull, random, *, incremental):
+        """Train the layers that are not frozen, on what the frozen ones make of the rows."""
+        frozen = count_frozen(self, settings)
+        tasks = None
+        if not incremental:
+            spare = settings.solver == "lbfgs"  # it looks ahead of its last iteration
+            tasks = EpochTasks(self, X, y, rows.sample_weight, settings.max_iter + spare)
+        if frozen:
+            hidden = self.coefs_[:frozen] + self.intercepts_[:frozen]
+            features = compute_outputs(X, hidden, settings.activation, settings.activation)
+            rows = Rows(features, rows.y, rows.sample_weight)
+        parameters = self.coefs_[frozen:] + self.intercepts_[frozen:]
+        objective = Objective(settings.activation, self.out_activation_, settings.alpha, pull)
+        watch = EpochWatch(self, frozen, tasks)
+        if settings.solver == "lbfgs":
+            parameters = train_with_lbfgs(parameters, objective, rows, settings, self._progress, watch)
+        else:
+            training = self._plan(parameters, objective, rows, settings, random, watch, incremental=incremental)
+            parameters = training.run()
+        if not all(np.isfinite(array).all() for array in parameters):
+            raise ValueError("The weights must stay finite, and did not. Scale the data, or lower learning_rate_init.")
+        depth = len(parameters) // 2
+        self.coefs_ = self.coefs_[:frozen] + parameters[:depth]
+        self.intercepts_ = self.intercepts_[:frozen] + parameters[depth:]
+        self._report(early_stopping=settings.early_stopping and settings.solver != "lbfgs")
+        if tasks is not None:
+            tasks.close()
+
+    def _plan(self, parameters, objective, rows, settings, random, watch, *, incremental):
+        """Set up the training of a stochastic solver."""
+        kind = SGD if settings.solver == "sgd" else Adam
+        if not incremental or not isinstance(self._optimizer, kind):
+            if kind is SGD:
+                self._optimizer = SGD(
+                    settings.learning_rate_init,
+                    settings.learning_rate,
+                    settings.momentum,
+                    settings.nesterovs_momentum,
+                    settings.power_t,
+                )
+            else:
+                self._optimizer = Adam(settings.learning_rate_init, settings.beta_1, settings.beta_2, settings.epsilon)
+        score = None
+        if settings.early_stopping:
+            rows, held_out = self._split(rows, settings, random)
+            score = self._scorer(objective, held_out)
+        size = self._batch_size(settings, len(rows.y))
+        return Stochastic(
+            parameters,
+            objective,
+            rows,
+            settings,
+            size,
+            self._optimizer,
+            self._progress,
+            random,
+            watch,
+            score,
+            incremental,
+        )
+
+    def _split(self, rows, settings, random):
+        """Set rows aside for early stopping."""
+        arrays = [rows.X, rows.y] + ([] if rows.sample_weight is None else [rows.sample_weight])
+        # a single column of classes alone, as in scikit-learn
+        stratify = rows.y if is_classifier(self) and rows.y.shape[1] == 1 else None
+        parts = train_test_split(
+            *arrays, random_state=random, test_size=settings.validation_fraction, stratify=stratify
+        )
+        train, held_out = (Rows(*part) if len(part) == 3 else Rows(*part, None) for part in (parts[::2], parts[1::2]))
+        if len(held_out.y) < 2:
+            raise ValueError(
+                f"The validation set of early stopping must have 2 rows or more. Got {len(held_out.y)} instead: raise "
+                "validation_fraction, or set early_stopping=False."
+            )
+        return train, held_out
+
+    def _scorer(self, objective, held_out):
+        """Return the score on the validation set as a function of the parameters; NaN where they diverge."""
+        activations = objective.activation, objective.out_activation
+        truth = self._decode(held_out.y)
+
+        def score(parameters):
+            outputs = compute_outputs(held_out.X, parameters, *activations)
+            if not np.isfinite(outputs).all():
+                return np.nan
+            return float(self._rate(truth, self._decode(outputs), held_out.sample_weight))
+
+        return score
+
+    def _batch_size(self, settings, n_rows):
+        if settings.batch_size == "auto":
+            return min(200, n_rows)
+        if self.batch_size is not None and settings.batch_size > n_rows:
+            warnings.warn(
+                f"batch_size must be {n_rows} at most, the number of rows. Got {self.batch_size}; {n_rows} is used.",
+                stacklevel=5,
+            )
+        return min(settings.batch_size, n_rows)
+
+    def _report(self, *, early_stopping):
+        """Set the attributes that say how the training went."""
+        progress = self._progress
+        self.n_iter_, self.t_ = progress.n_iter, progress.n_seen
+        self.loss_, self.loss_curve_ = progress.loss, progress.losses
+        self.best_loss_ = None if early_stopping else progress.best_loss
+        self.validation_scores_ = progress.scores if early_stopping else None
+        self.best_validation_score_ = progress.best_score if early_stopping else None
+
+    def _compute(self, X):
+        """Return the outputs of the fitted network, (n, n_outputs)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+        return compute_outputs(X, self.coefs_ + self.intercepts_, self.activation_, self.out_activation_)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
