@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sktransfer.cache import NO_CACHE, EmbeddingCache
+from sktransfer.classifier import name_classes, read_linear
 from sktransfer.configurations import read_configuration
 from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError
 from sktransfer.hub import RemoteBackbone, fetch_reference, fetch_registered, is_remote_reference, place_registered
-from sktransfer.network import METADATA_KEY, METADATA_PREFIX, describe_file, read_input_size
+from sktransfer.layers import find_classifier
+from sktransfer.network import METADATA_KEY, METADATA_PREFIX, Network, describe_file, load_model, read_input_size
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.registry import (
     Entry,
@@ -93,6 +97,53 @@ class Backbone:
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, path={str(self.path)!r}, digest={self.digest[:12]!r}…)"
+
+    def classifier_weights(
+        self, labels: Sequence[Any] | None = None
+    ) -> dict[Any, tuple[np.ndarray[Any, np.dtype[np.float64]], float]]:
+        """Return the network's own classifier: coefficients and intercept of each class, over the default embedding.
+
+        ``coefficients @ embedding + intercept`` is the network's output for the class before Softmax, where the
+        embedding is what :func:`extract` gives by default. In quantised (int8) files it is that without the rounding
+        behind the embedding, and without the bounds that go with it.
+
+        Parameters
+        ----------
+        labels : sequence of K class labels, or None
+            One for each output, in their order, all different. None takes the names that the file's metadata
+            (``sktransfer.classes``) or the ``id2label`` of a ``config.json`` beside it state, if they are K different
+            ones; else 0 to K - 1.
+
+        Returns
+        -------
+        dict
+            Label -> (ndarray of shape (d,), float64; float), in the order of the outputs.
+
+        Raises
+        ------
+        BackboneError
+            If the network has no classifier, or one that is not linear in the embedding: SqueezeNet's has a ReLU
+            before its pooling. If the file has changed since the Backbone was made.
+        ValueError
+            If `labels` are not K different ones.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sktransfer import extract, load_backbone
+        >>> weights = load_backbone("default").classifier_weights()
+        >>> coefficients, intercept = weights["goldfish, Carassius auratus"]
+        >>> len(weights), coefficients.shape
+        (200, (256,))
+        >>> images = np.zeros((1, 96, 96, 3), dtype=np.uint8)
+        >>> logits = extract(images, layer="logits")
+        >>> bool(np.isclose(extract(images)[0] @ coefficients + intercept, logits[0, 0], rtol=1e-4))
+        True
+        """
+        find_backbone(self, NO_CACHE)  # refuses a file that has changed
+        network, coefficients, intercepts = _read_classifier(self)
+        classes = name_classes(network, labels, len(intercepts))
+        return dict(zip(classes, zip(coefficients, intercepts.tolist(), strict=True), strict=True))
 
 
 def load_backbone(reference: str | os.PathLike[str] | Backbone) -> Backbone:
@@ -281,6 +332,27 @@ def _read_config_beside(path: Path) -> Preprocessing | None:
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise BackboneError(f"{file} cannot be used: {error}; pass preprocessing= instead.") from error
     return None
+
+
+def _read_classifier(
+    backbone: Backbone,
+) -> tuple[Network, np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+    """The parsed network, and coefficients (k, d) and intercepts (k,) over the default embedding."""
+    path, preprocessing = backbone.path, backbone.preprocessing
+    if preprocessing is None:  # of which the size of the image alone matters here
+        size = read_input_size(path)
+        preprocessing = Preprocessing(crop=size, resize=size)
+    network = Network(load_model(path), path, preprocessing)
+    try:
+        cut, source, logits = find_classifier(network, backbone.layer)
+        return network, *read_linear(network, source, cut.tensor, logits, cut.n_features)
+    except BackboneError as error:
+        if backbone.layer is None:
+            raise
+        raise BackboneError(
+            f"{error} The embedding is the layer {backbone.layer!r} here; dataclasses.replace(backbone, layer=None) "
+            "takes the one before the classifier."
+        ) from error
 
 
 def list_backbones() -> pd.DataFrame:

@@ -232,6 +232,31 @@ def _find_logits(network: Network) -> str:
     raise BackboneError(f'{network.path} has no classifier, and so no layer "logits"; use layer=None.')
 
 
+def find_classifier(network: Network, layer: str | None) -> tuple[Cut, str, str]:
+    """The embedding that `layer` means, the tensor that it and the logits are computed from, and the logits.
+
+    The second is nearly always the embedding's own. Where a network has both as outputs it can be the map before them.
+
+    Raises
+    ------
+    BackboneError
+        If there is no such layer, or no classifier behind it.
+    """
+    cut, nothing = resolve_layer(network, layer, None), f"{network.path} has no linear classifier over its embedding"
+    try:
+        logits = resolve_layer(network, "logits", None).tensor
+    except BackboneError as error:
+        raise BackboneError(f"{nothing}; fit one on the embeddings.") from error
+    source = cut.tensor
+    on_the_way = [node for node in network.between(source, [logits]) if node.op_type != "Shape"]
+    if any(network.image_input.name in node.input for node in on_the_way):
+        before = set(find_cut_points(network, source))
+        source = next((point for point in reversed(find_cut_points(network, logits)) if point in before), logits)
+    if source == logits or cut.kind == "tokens" or cut.dequantized or cut.pooling not in (None, "avg", "flatten"):
+        raise BackboneError(f"{nothing}; fit one on the embeddings.")
+    return cut, source, logits
+
+
 def _find_head(network: Network, output: str, *, alone: bool = True) -> tuple[str, str | None] | None:
     """Walk back over Softmax, Relu, Dropout, reshapes and pooling to one linear layer.
 

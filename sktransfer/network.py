@@ -236,6 +236,18 @@ class Network:
                 needed.update(node_inputs(node))
         return kept[::-1]
 
+    def between(self, source: str, tensors: Iterable[str]) -> list[onnx.NodeProto]:
+        """The nodes that lead from `source` to `tensors`, those of weights included, in the order of the graph.
+
+        What a Shape is taken of is not followed. Where some way passes `source` by, the nodes begin at the image.
+        """
+        needed, kept = set(tensors) - {source}, []
+        for node in reversed(self.model.graph.node):
+            if needed & set(node.output):
+                kept.append(node)
+                needed |= set() if node.op_type in _SHAPE_ONLY else set(node_inputs(node)) - {source}
+        return kept[::-1]
+
     # How many images a run
 
     def find_batching(self, tensors: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ FLOORS = {
     },
     2: {"configurations", "locations", "references", "registry", "shapes", "sources", "store", "tables", "writers"},
     3: {"network", "places"},
-    4: {"cache", "conversion", "hub", "layers"},
+    4: {"cache", "classifier", "conversion", "hub", "layers"},
     5: {"backbones", "costs", "graph"},
     6: {"options", "session"},
     7: {"embedding"},
