@@ -15,7 +15,7 @@ from sktransfer.transfer.held import Held
 from sktransfer.transfer.networks import Objective, compute_outputs, draw_parameters
 from sktransfer.transfer.optimizers import SGD, Adam
 from sktransfer.transfer.perceptron_settings import STOCHASTIC_SOLVERS, read_settings, resolve
-from sktransfer.transfer.perceptron_sources import count_frozen, inherit
+from sktransfer.transfer.perceptron_sources import count_frozen, find_network, inherit
 from sktransfer.transfer.training import Progress, Rows, Stochastic, train_with_lbfgs
 
 
@@ -83,6 +83,8 @@ class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
     source = Held()
 
     def _fit(self, X, y, sample_weight, *, incremental=False, classes=None):
+        if self.source is not None:
+            find_network(self.source)  # before its parameters are read
         settings = read_settings(self)
         if incremental and settings.early_stopping:
             raise ValueError("early_stopping must be False for partial_fit, which sees a part of the rows. Got True.")

@@ -136,7 +136,8 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
     is minimised, where :math:`s_i` is the sample weight, loss the sum over the outputs, :math:`\lambda_l` the
     `source_weight` and 0 marks the source: the L2-SP penalty of [1]_. Of "sgd" and "adam" each step sees this of its
     batch, as in scikit-learn; they take the pull as a proximal step [2]_, with the step size of each weight, so that no
-    `source_weight` is too large. What "features" gains and loses is measured in [3]_.
+    `source_weight` is too large. With "features" there is no pull, and the sums are over the
+    output layer; what that gains and loses is measured in [3]_.
 
     Of several outputs scikit-learn up to 1.9 states the mean of the squared errors and descends their sum
     (scikit-learn's issue 8349). Here both are the sum: steps are the same, `loss_curve_` and what `tol` means are not.
@@ -144,7 +145,7 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
     References
     ----------
     .. [1] Li, Grandvalet and Davoine (2018), Explicit inductive bias for transfer learning with convolutional
-       networks, ICML, eq. 2 and 3. :arxiv:`1802.01483`
+       networks, ICML, section 3. :arxiv:`1802.01483`
     .. [2] Parikh and Boyd (2014), Proximal algorithms, Foundations and Trends in Optimization 1 (3), section 4.2.
     .. [3] Yosinski, Clune, Bengio and Lipson (2014), How transferable are features in deep neural networks?, NeurIPS.
        :arxiv:`1411.1792`
@@ -323,3 +324,8 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
 
     def _rate(self, truth, predicted, sample_weight):
         return r2_score(truth, predicted, sample_weight=sample_weight)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -133,10 +133,7 @@ def inherit(estimator: Any, outputs: Outputs) -> Inheritance | None:
     outputs : Outputs
         What its output units stand for.
     """
-    if estimator.source is None:
-        return None
-    if estimator.transfer == "structure":
-        find_network(estimator.source)
+    if estimator.source is None or estimator.transfer == "structure":
         return None
     source = read_source(estimator)
     check_architecture(estimator, source)
