@@ -31,7 +31,7 @@ SIGNAL = X[:, 0] + X[:, 1] ** 2
 WEIGHTS = RANDOM.uniform(0.1, 2, len(X))
 LABELS = {
     "binary": (SIGNAL > 0.7).astype(int),
-    "multiclass": np.array(["a", "b", "c"])[np.digitize(SIGNAL, [0, 1.5])],
+    "multiclass": np.digitize(SIGNAL, [0, 1.5]) + 7,
     "multilabel": np.stack([SIGNAL > 0.7, X[:, 2] > 0], axis=1).astype(int),
 }
 SOLVERS = {
@@ -53,7 +53,7 @@ SOLVERS = {
 
 
 def settings(**changed):
-    return {"hidden_layer_sizes": (6,), "max_iter": 40, "random_state": 3} | changed
+    return {"hidden_layer_sizes": (6,), "max_iter": 25, "random_state": 3} | changed
 
 
 def flatten(network):
@@ -133,8 +133,8 @@ def test_parts_train_as_in_scikit_learn():
     ours, theirs = TransferMLPClassifier(**settings()), MLPClassifier(**settings())
     y = LABELS["multiclass"]
     for rows in (slice(0, 30), slice(30, 60), slice(60, 90)):
-        ours.partial_fit(X[rows], y[rows], classes=["a", "b", "c"])
-        theirs.partial_fit(X[rows], y[rows], classes=["a", "b", "c"])
+        ours.partial_fit(X[rows], y[rows], classes=[7, 8, 9])
+        theirs.partial_fit(X[rows], y[rows], classes=[7, 8, 9])
     assert_same_training(ours, theirs)
 
 
@@ -235,7 +235,7 @@ def test_a_large_source_weight_gives_the_predictions_of_the_source(iris, source,
 def test_a_layer_of_large_weight_stays_and_the_others_move(iris, source, solver):
     X, y = iris[0][:50], np.roll(iris[1][:50], 1)
     head = TransferMLPClassifier(source, source_weight=[1e12, 0], solver=solver, learning_rate_init=0.1).fit(X, y)
-    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-9)
+    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-7)
     assert np.abs(head.coefs_[1] - source.coefs_[1]).max() > 0.1
 
 
@@ -303,9 +303,9 @@ def test_classes_are_matched_by_label_and_new_units_are_free(iris, source):
     X, y = iris[0], np.where(iris[1] == "setosa", "alba", iris[1])
     head = frozen_at(source, X, y, solver="adam", learning_rate_init=1e-12)
     assert head.unused_source_classes_.tolist() == ["setosa"]
-    np.testing.assert_allclose(head.coefs_[1][:, 1:], source.coefs_[1][:, 1:], atol=1e-9)
+    np.testing.assert_allclose(head.coefs_[1][:, 1:], source.coefs_[1][:, 1:], atol=1e-7)
     fresh = draw_parameters(np.random.RandomState(0), [6, 3], "tanh", float)
-    np.testing.assert_allclose(head.coefs_[1][:, 0], fresh[0][:, 0], atol=1e-9)
+    np.testing.assert_allclose(head.coefs_[1][:, 0], fresh[0][:, 0], atol=1e-7)
 
 
 def test_a_source_of_two_classes_gives_its_odds_to_more(iris):
@@ -329,15 +329,15 @@ def test_the_unit_of_two_classes_is_new_if_the_source_lacks_one(iris, source):
     X, y = iris
     head = frozen_at(source, X, np.where(y == "setosa", "setosa", "rosa"), learning_rate_init=1e-12, solver="adam")
     fresh = draw_parameters(np.random.RandomState(0), [6, 1], "tanh", float)
-    np.testing.assert_allclose(head.coefs_[1], fresh[0], atol=1e-9)
-    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-9)
+    np.testing.assert_allclose(head.coefs_[1], fresh[0], atol=1e-7)
+    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-7)
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("multilabel", True), ("multiclass", False), ("binary", False)])
 def test_labels_of_a_multilabel_source_are_kept_under_multilabel_y_alone(kind, kept):
     labels = MLPClassifier((6,), solver="lbfgs", random_state=0).fit(X, LABELS["multilabel"])
     head = frozen_at(labels, X, LABELS[kind])
-    np.testing.assert_allclose(head.coefs_[0], labels.coefs_[0], atol=1e-9)
+    np.testing.assert_allclose(head.coefs_[0], labels.coefs_[0], atol=1e-7)
     same = head.coefs_[1].shape == labels.coefs_[1].shape and np.allclose(head.coefs_[1], labels.coefs_[1])
     assert same == kept
 
@@ -359,7 +359,7 @@ def test_a_regressor_of_the_same_outputs_keeps_all_layers(regressor):
 def test_a_regressor_of_other_outputs_keeps_the_hidden_layers(regressor, loss, n_outputs):
     y = np.abs(X[:, :2] if n_outputs == 2 else X[:, 0])
     head = TransferMLPRegressor(regressor, loss=loss, source_weight=1e12, max_iter=50).fit(X, y)
-    np.testing.assert_allclose(head.coefs_[0], regressor.coefs_[0], atol=1e-9)
+    np.testing.assert_allclose(head.coefs_[0], regressor.coefs_[0], atol=1e-7)
     assert head.out_activation_ == {"squared_error": "identity", "poisson": "exp"}[loss]
     assert head.predict(X).shape == ((90, 2) if n_outputs == 2 else (90,))
 
@@ -368,8 +368,8 @@ def test_hidden_layers_go_from_classification_to_regression_and_back(iris, sourc
     X, y = iris
     middle = TransferMLPRegressor(source, source_weight=1e12, max_iter=3).fit(X, X[:, 0])
     head = TransferMLPClassifier(middle, source_weight=1e12, max_iter=3).fit(X, y)
-    np.testing.assert_allclose(middle.coefs_[0], source.coefs_[0], atol=1e-9)
-    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-9)
+    np.testing.assert_allclose(middle.coefs_[0], source.coefs_[0], atol=1e-7)
+    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-7)
     assert head.unused_source_classes_.tolist() == []
 
 
@@ -391,7 +391,7 @@ def test_structure_may_be_changed(source):
 
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
 def test_features_are_frozen_and_a_linear_model_is_trained_on_them(iris, source, solver):
-    X, y = iris
+    X, y = iris[0], np.unique(iris[1], return_inverse=True)[1]
     kwargs = {"solver": solver, "random_state": 1, "early_stopping": solver == "adam"}
     head = TransferMLPClassifier(source, transfer="features", **kwargs).fit(X, y)
     np.testing.assert_array_equal(head.coefs_[0], source.coefs_[0])
@@ -419,6 +419,21 @@ def test_scalers_in_front_of_a_source_are_folded_into_its_first_layer(iris, scal
     pipeline = make_pipeline(*scalers, MLPClassifier((6,), solver="lbfgs", alpha=1, random_state=0)).fit(X, y)
     head = TransferMLPClassifier(pipeline, source_weight=1e12, max_iter=3).fit(X, y)
     np.testing.assert_allclose(head.predict_proba(X), pipeline.predict_proba(X), atol=1e-5)
+
+
+def test_the_source_s_scaler_may_stay_in_front_frozen(iris):
+    X, y = iris[0] * [1, 10, 100, 1000] + 5, iris[1]
+    pipeline = make_pipeline(StandardScaler(), MLPClassifier((6,), solver="lbfgs", alpha=1, random_state=0)).fit(X, y)
+    head = TransferMLPClassifier(pipeline[-1], source_weight=1e12, max_iter=3)
+    both = make_pipeline(FrozenEstimator(pipeline[:-1]), head).fit(X[:60], y[:60])
+    np.testing.assert_allclose(both.predict_proba(X), pipeline.predict_proba(X), atol=1e-5)
+
+
+def test_another_scaler_in_front_of_a_folded_source_is_noticed(iris):
+    X, y = iris[0] * 10 + 5, iris[1]
+    pipeline = make_pipeline(StandardScaler(), MLPClassifier((6,), max_iter=5)).fit(X, y)
+    with pytest.warns(UserWarning, match="X looks standardised, and the source was folded"):
+        make_pipeline(StandardScaler(), TransferMLPClassifier(pipeline)).fit(X[:60], y[:60])
 
 
 def test_a_step_that_is_not_affine_is_refused_in_a_sentence(iris):
@@ -490,7 +505,7 @@ def test_parts_start_from_the_source_and_are_pulled_to_it(iris, source):
     head = TransferMLPClassifier(source, source_weight=[1e12, 0], solver="sgd", learning_rate_init=0.1)
     for rows in (slice(0, 50), slice(50, 100)):
         head.partial_fit(X[rows], y[rows], classes=["setosa", "versicolor", "virginica", "alba"])
-    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-9)
+    np.testing.assert_allclose(head.coefs_[0], source.coefs_[0], atol=1e-7)
     assert 0 < np.abs(head.coefs_[1][:, 1:] - source.coefs_[1]).max() < 0.5
     assert (head.n_iter_, head.t_, len(head.loss_curve_)) == (1, 100, 2)
 

@@ -98,7 +98,7 @@ class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
 
     def _start(self, X, outputs, settings, random, fresh):
         """Set the first weights, unless the training goes on, and return the pull to the source."""
-        inheritance = inherit(self, outputs)
+        inheritance = inherit(self, X, outputs)
         sizes = [X.shape[1], *settings.hidden_layer_sizes, outputs.size]
         depth = len(sizes) - 1
         if not fresh:

@@ -26,9 +26,11 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
     source : estimator or None, default=None
         A fitted MLPClassifier, MLPRegressor, TransferMLPClassifier or TransferMLPRegressor, or a pipeline or search
         that ends in one. Affine steps in front of it (scalers, projections, selections) are folded into its first
-        layer, so that it takes the features of X. It is never changed, and ``clone`` keeps it by reference, in a
-        ``FrozenEstimator``. A classifier, or a regressor with another loss or number of outputs, gives its hidden
-        layers. With None there is no transfer.
+        layer, so X must be the features in front of them. Where these differ much in scale, training is slow: rather
+        put the steps in front of this estimator, frozen, and pass the rest,
+        ``make_pipeline(FrozenEstimator(pipeline[:-1]), TransferMLPRegressor(pipeline[-1]))``. The source is never
+        changed, and ``clone`` keeps it by reference, in a ``FrozenEstimator``. A classifier, or a regressor
+        with another loss or number of outputs, gives its hidden layers. With None there is no transfer.
     transfer : {"parameters", "structure", "features"}, default="parameters"
         "parameters": start from the source's weights and be pulled to them. "structure": take over its layers' sizes
         and its parameters, draw new weights, no pull. "features": its hidden layers stay as they are, and a new output

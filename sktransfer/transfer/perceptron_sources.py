@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from sktransfer.transfer.held import check_features, feature_names, fold_steps, is_estimator, split_pipeline
 from sktransfer.transfer.networks import Floats, Parameters, Pull, draw_layer
 from sktransfer.transfer.perceptron_settings import Settings, read_sizes, read_weights
+
+SCALED = 1e-4  # how near to mean 0 and standard deviation 1 a scaler leaves the rows it was fitted on
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class SourceNetwork:
     intercepts: list[Floats]
     activation: str
     outputs: Outputs
+    folded: bool  # whether there were such steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def read_source(estimator: Any) -> SourceNetwork:
         coefs[0] = weights.T
     check_features("source", feature_names(network, steps), coefs[0].shape[0], estimator)
     activation = getattr(network, "activation_", network.activation)
-    return SourceNetwork(coefs, intercepts, activation, describe_outputs(network))
+    return SourceNetwork(coefs, intercepts, activation, describe_outputs(network), bool(steps))
 
 
 def find_network(source: Any) -> tuple[Any, list[tuple[str, Any]]]:
@@ -123,13 +127,30 @@ def _refuse_architecture(name: str, of_source: Any, own: Any) -> None:
     )
 
 
-def inherit(estimator: Any, outputs: Outputs) -> Inheritance | None:
+def _warn_if_scaled(X: Any) -> None:
+    """Warn where X left a scaler, and the source was folded into the features in front of its own."""
+    if not isinstance(X, np.ndarray) or len(X) < 3:
+        return
+    means, deviations = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    varied = deviations > 0
+    if varied.any() and np.abs(means).max() < SCALED and np.abs(deviations[varied] - 1).max() < SCALED:
+        warnings.warn(
+            "X looks standardised, and the source was folded, its own scaler included, into the features in front of "
+            "that scaler. Give this estimator those features; or the source's own scaler, frozen, in front of it and "
+            "what comes after: make_pipeline(FrozenEstimator(pipeline[:-1]), TransferMLPClassifier(pipeline[-1])).",
+            stacklevel=6,
+        )
+
+
+def inherit(estimator: Any, X: Any, outputs: Outputs) -> Inheritance | None:
     """Return the layers an estimator takes over from its source, or None where it starts afresh.
 
     Parameters
     ----------
     estimator : estimator
         With `source`, `transfer`, `hidden_layer_sizes` and `activation`.
+    X : {ndarray, sparse matrix} of shape (n, n_features)
+        What it is fitted on.
     outputs : Outputs
         What its output units stand for.
     """
@@ -137,6 +158,8 @@ def inherit(estimator: Any, outputs: Outputs) -> Inheritance | None:
         return None
     source = read_source(estimator)
     check_architecture(estimator, source)
+    if source.folded:
+        _warn_if_scaled(X)
     if estimator.transfer == "features":
         columns, known = _nothing(source, outputs)
     else:
