@@ -22,6 +22,7 @@ from sktransfer.preprocessing import Preprocessing
 from sktransfer.quantization import quantize_backbone
 from sktransfer.selection import prefetch
 from sktransfer.session import release_sessions
+from sktransfer.transfer import TransferLogisticRegression, TransferMLPClassifier, TransferMLPRegressor, TransferRidge
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,10 @@ __all__ = [
     "Preprocessing",
     "PretrainedFeatureExtractor",
     "SktransferError",
+    "TransferLogisticRegression",
+    "TransferMLPClassifier",
+    "TransferMLPRegressor",
+    "TransferRidge",
     "cache_info",
     "check_images",
     "clear_cache",

@@ -20,8 +20,8 @@ from sklearn.preprocessing import MaxAbsScaler, PolynomialFeatures, StandardScal
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import check_estimator
 
+from sktransfer import TransferMLPClassifier, TransferMLPRegressor
 from sktransfer.transfer.networks import Objective, Pull, compute_outputs, draw_parameters
-from sktransfer.transfer.perceptrons import TransferMLPClassifier, TransferMLPRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

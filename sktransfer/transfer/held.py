@@ -106,7 +106,8 @@ def fold_steps(steps: Sequence[tuple[str, Any]], weights: Array, offset: Array) 
     """
     for position in range(len(steps) - 1, -1, -1):
         name, step = steps[position]
-        n_features = getattr(step, "n_features_in_", weights.shape[1])
+        known: int | None = getattr(step, "n_features_in_", None)
+        n_features = weights.shape[1] if known is None else known
         try:
             weights, offset = fold(as_function(step, "transform"), weights, offset, n_features)
         except Exception as error:

@@ -186,9 +186,7 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
             )
         weights = check_sample_weight(sample_weight, len(encoded))
         if self.class_weight is not None:
-            by_class = compute_class_weight(
-                self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight
-            )
+            by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight)
             weights = weights * by_class[encoded]
         prior = self._read_sources(X)
         with nullcontext() if self.n_jobs is None else threadpool_limits(self.n_jobs):

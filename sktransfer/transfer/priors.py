@@ -91,7 +91,9 @@ def read_classifier(source: Any) -> LinearSource:
             f"source must have one row of coefficients for each of its {len(classes)} classes. Got {len(coef)} rows "
             f"from {type(last).__name__} instead: one-versus-one classifiers have none."
         )
-    return LinearSource(*fold_steps(steps, coef, intercept), tuple(classes.tolist()), feature_names(last, steps), bool(steps))
+    return LinearSource(
+        *fold_steps(steps, coef, intercept), tuple(classes.tolist()), feature_names(last, steps), bool(steps)
+    )
 
 
 def _read_mapping(source: Mapping[Any, Any]) -> LinearSource:

@@ -119,8 +119,7 @@ class TransferRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _read_sources(self, X, n_outputs):
         sources = [
-            (name, read_regressor(item), weight)
-            for name, item, weight in read_weights(self.source, self.source_weight)
+            (name, read_regressor(item), weight) for name, item, weight in read_weights(self.source, self.source_weight)
         ]
         if self.scaler is None and any(source.folded for _, source, _ in sources):
             warn_if_standardised(X)

@@ -1,16 +1,19 @@
-"""The solver of penalised logistic regression: L-BFGS in coordinates in which the loss curves alike everywhere."""
+"""The solver of penalised logistic regression: L-BFGS in coordinates in which the loss curves alike everywhere.
+
+L-BFGS is our own, on numpy alone: scipy's brings the threads of a second BLAS library, and two of them that wait for
+work on the same cores cost 2.6 times (design.md, decision 17).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-import scipy.optimize
 import scipy.sparse
 import scipy.special
 
@@ -19,7 +22,9 @@ from sktransfer.transfer.affine import Array
 ROWS = 512  # rows at once: they stay in the processor's cache between the two products of a gradient
 LARGEST = 5000  # columns up to which curvature is a matrix; beyond, its diagonal
 MEMORY = 20  # pairs that L-BFGS remembers
-ATTEMPTS = 3  # starts of L-BFGS, which stops early where rounding hides that the objective falls
+DECREASE = 1e-4  # of what the slope promises, before a step is taken (Armijo)
+FLAT = 1e-12  # of the objective: differences that rounding may have made
+SHORTEST = 1e-8  # step of a line search
 ROUNDING = 1e-14  # of the gradient's terms
 UNPENALISED = 1e-3  # of the gradient's terms: what tol is relative to without any penalty
 JITTER = 1e-10  # of the mean curvature, so that it has a root
@@ -65,14 +70,13 @@ def solve(problem: Problem, max_iter: int, tol: float) -> Solution:
     """
     offset = np.concatenate([x @ problem.coef.T for _, x in _blocks(problem.X)]) + problem.intercept
     reduced, basis = _reduce(problem)
-    descent = _Descent(reduced, offset, _Target.of(problem, reduced, tol))
-    descent.run(max_iter)
-    best = descent.best
+    target = _Target.of(problem, reduced, tol)
+    best, n_iter = _Descent(reduced, offset).run(target, max_iter)
     coef = problem.coef + (best.coef if basis is None else best.coef @ basis.T)
     intercept = problem.intercept + best.intercept
     if problem.intercept_penalty == 0 and len(intercept) > 1:  # only differences matter
         intercept -= intercept.mean()
-    return Solution(coef, intercept, descent.n_iter, best.gradient_norm, descent.converged)
+    return Solution(coef, intercept, n_iter, best.gradient_norm, target.is_met(best))
 
 
 def _reduce(problem: Problem) -> tuple[Problem, Array | None]:
@@ -86,10 +90,12 @@ def _reduce(problem: Problem) -> tuple[Problem, Array | None]:
 
 @dataclass(frozen=True)
 class _Point:
+    u: Array  # where, in the coordinates of the descent
     value: float
-    coef: Array  # from the centre
-    intercept: Array
-    gradient_norm: float
+    slope: Array  # by u
+    coef: Array  # W − W_c
+    intercept: Array  # b − b_c
+    gradient_norm: float  # by (W, b)
 
 
 @dataclass(frozen=True)
@@ -129,72 +135,71 @@ class _Descent:
     depends on how columns are scaled and correlated.
     """
 
-    def __init__(self, problem: Problem, offset: Array, target: _Target) -> None:
+    def __init__(self, problem: Problem, offset: Array) -> None:
         self.problem = problem
         self.offset = offset
-        self.target = target
-        self.n_rows = offset.shape[1]
         self.width = problem.X.shape[1] + problem.fit_intercept
         self.penalties = np.full(self.width, problem.penalty)
         if problem.fit_intercept:
             self.penalties[-1] = problem.intercept_penalty
         self.transform = self._precondition()
-        self.best = _Point(np.inf, np.zeros((0, 0)), np.zeros(0), np.inf)
-        self.n_iter = 0
 
-    def run(self, max_iter: int) -> None:
-        start = np.zeros((self.n_rows, self.width))
-        for _ in range(ATTEMPTS):
-            if self.n_iter >= max_iter or self.converged:
+    def run(self, target: _Target, max_iter: int) -> tuple[_Point, int]:
+        """Return the last point and the number of steps to it."""
+        point = self._evaluate(np.zeros((self.offset.shape[1], self.width)))
+        pairs: deque[tuple[Array, Array]] = deque(maxlen=MEMORY)
+        n_iter = 0
+        while n_iter < max_iter and not target.is_met(point):
+            found = self._search(point, _find_direction(point.slope, pairs))
+            if found is not None:
+                pairs.append((found.u - point.u, found.slope - point.slope))
+                point = found
+                n_iter += 1
+            elif pairs:
+                pairs.clear()
+            else:
                 break
-            self._descend(start, max_iter - self.n_iter)
-            start = self._join(self.best.coef, self.best.intercept)
+        return point, n_iter
 
-    @property
-    def converged(self) -> bool:
-        return np.isfinite(self.best.value) and self.target.is_met(self.best)
+    def _search(self, point: _Point, direction: Array) -> _Point | None:
+        """Return a point further down; None if rounding hides it.
 
-    def _descend(self, start: Array, max_iter: int) -> None:
-        def evaluate(u: Array) -> tuple[float, Array]:
-            value, gradient = self._evaluate(start + self._apply(u.reshape(start.shape)))
-            return value, self._apply_transposed(gradient).ravel()
+        Where values differ by rounding only, the slope decides (the approximate Wolfe condition of Hager and Zhang).
+        """
+        promise = float(np.vdot(point.slope, direction))
+        step = 1.0
+        while promise < 0 and step > SHORTEST:
+            found = self._evaluate(point.u + step * direction)
+            change = found.value - point.value
+            if change <= DECREASE * step * promise:
+                return found
+            if change <= FLAT * abs(point.value) and np.vdot(found.slope, direction) <= (2 * DECREASE - 1) * promise:
+                return found
+            curvature = 2 * (change - step * promise)  # of the parabola through value, slope and new value
+            step *= float(np.clip(-promise * step / curvature, 0.1, 0.5)) if np.isfinite(curvature) else 0.1
+        return None
 
-        def stop(_: Array) -> None:
-            self.n_iter += 1
-            if self.converged:
-                raise StopIteration
-
-        options = {"maxiter": max_iter, "maxfun": 4 * max_iter, "maxcor": MEMORY, "ftol": 0.0, "gtol": 0.0}
-        with suppress(StopIteration):
-            scipy.optimize.minimize(
-                evaluate, np.zeros(start.size), jac=True, method="L-BFGS-B", callback=stop, options=options
-            )
-
-    def _evaluate(self, parameters: Array) -> tuple[float, Array]:
-        problem = self.problem
-        coef = parameters[:, : problem.X.shape[1]]
-        intercept = parameters[:, -1] if problem.fit_intercept else np.zeros(self.n_rows)
+    def _evaluate(self, u: Array) -> _Point:
+        problem, width = self.problem, self.problem.X.shape[1]
+        parameters = u * self.transform if self.transform.ndim == 1 else u @ self.transform
+        coef = parameters[:, :width]
+        intercept = parameters[:, -1] if problem.fit_intercept else np.zeros(len(u))
         value, gradient = 0.0, np.zeros_like(parameters)
         for rows, x in _blocks(problem.X):
-            loss, residual = _differentiate(
-                self.offset[rows] + x @ coef.T + intercept, problem.y[rows], problem.weights[rows]
-            )
+            logits = self.offset[rows] + x @ coef.T + intercept
+            loss, residual = _differentiate(logits, problem.y[rows], problem.weights[rows])
             value += loss
-            gradient[:, : coef.shape[1]] += np.asarray((x.T @ residual).T)
+            gradient[:, :width] += np.asarray((x.T @ residual).T)
             if problem.fit_intercept:
                 gradient[:, -1] += residual.sum(axis=0)
         value += 0.5 * float((parameters**2 @ self.penalties).sum())
         gradient += parameters * self.penalties
-        if value < self.best.value:
-            self.best = _Point(value, coef.copy(), intercept.copy(), float(np.linalg.norm(gradient)))
-        return value, gradient
-
-    def _join(self, coef: Array, intercept: Array) -> Array:
-        return np.column_stack([coef, intercept]) if self.problem.fit_intercept else coef
+        slope = gradient * self.transform if self.transform.ndim == 1 else gradient @ self.transform.T
+        return _Point(u, value, slope, coef, intercept, float(np.linalg.norm(gradient)))
 
     def _precondition(self) -> Array:
         """Return T: lower triangular, or a diagonal where the matrix would be too large."""
-        problem, classes = self.problem, max(self.n_rows, 2)
+        problem, classes = self.problem, max(self.offset.shape[1], 2)
         curvature = (1 / classes) * (1 - 1 / classes)  # of the loss where all classes are as likely
         if self.width > LARGEST:
             squares = sum(
@@ -203,7 +208,7 @@ class _Descent:
             )
             total = [problem.weights.sum()] if problem.fit_intercept else []
             diagonal = curvature * np.concatenate([squares, total]) + self.penalties
-            return 1 / np.sqrt(diagonal + JITTER * diagonal.mean())
+            return np.asarray(1 / np.sqrt(diagonal + JITTER * diagonal.mean()))
         gram = np.zeros((self.width, self.width))
         for rows, x in _blocks(problem.X):
             dense = x.toarray() if scipy.sparse.issparse(x) else x
@@ -211,14 +216,27 @@ class _Descent:
             scaled = np.hstack([dense, ones]) * np.sqrt(problem.weights[rows] * curvature)[:, None]
             gram += scaled.T @ scaled
         gram[np.diag_indices(self.width)] += self.penalties + JITTER * np.trace(gram) / self.width
-        root = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
-        return np.asarray(scipy.linalg.solve_triangular(root, np.eye(self.width), lower=True, check_finite=False))
+        return np.asarray(np.tril(np.linalg.inv(np.linalg.cholesky(gram))))
 
-    def _apply(self, u: Array) -> Array:
-        return u * self.transform if self.transform.ndim == 1 else u @ self.transform
 
-    def _apply_transposed(self, gradient: Array) -> Array:
-        return gradient * self.transform if self.transform.ndim == 1 else gradient @ self.transform.T
+def _find_direction(slope: Array, pairs: Iterable[tuple[Array, Array]]) -> Array:
+    """Return the direction of L-BFGS from pairs of (change of place, change of slope), oldest first (Nocedal, 1980)."""
+    direction = -slope
+    scale = 1.0
+    stack: list[tuple[Array, Array, float, float]] = []
+    for moved, change in reversed(list(pairs)):
+        product = float(np.vdot(moved, change))
+        if product <= np.finfo(float).tiny:
+            continue
+        if not stack:
+            scale = product / float(np.vdot(change, change))
+        share = float(np.vdot(moved, direction)) / product
+        direction = direction - share * change
+        stack.append((moved, change, product, share))
+    direction = scale * direction
+    for moved, change, product, share in reversed(stack):
+        direction += (share - float(np.vdot(change, direction)) / product) * moved
+    return direction
 
 
 def _blocks(X: Any) -> Iterator[tuple[slice, Any]]:
