@@ -50,6 +50,7 @@ FLOORS = {
         "sources",
         "store",
         "tables",
+        "transfer.perceptron_layers",
         "transfer.perceptron_settings",
         "transfer.priors",
         "writers",

@@ -66,12 +66,12 @@ def choose_coordinates(scaler: Any, X: Any, names: Any = None) -> tuple[Coordina
         import pandas as pd
 
         X = pd.DataFrame(X, columns=names)
-    scaled = fitted.fit_transform(X) if hasattr(fitted, "fit_transform") else fitted.fit(X).transform(X)
+    scaled = fitted.fit_transform(X) if hasattr(fitted, "fit_transform") else fitted.fit(X, None).transform(X)
     return Coordinates(fitted), scaled.tocsr() if scipy.sparse.issparse(scaled) else np.asarray(scaled)
 
 
-def warn_if_standardised(X: Any) -> None:
-    """Warn where X left a scaler and meets a source that was folded into raw features."""
+def warn_if_standardised(X: Any, stacklevel: int = 4) -> None:
+    """Warn, that many frames up, where X left a scaler and meets a source that was folded into raw features."""
     if scipy.sparse.issparse(X) or len(X) < 3:
         return
     mean, std = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
@@ -82,7 +82,7 @@ def warn_if_standardised(X: Any) -> None:
             "that scaler. Give this estimator those features and scaler=StandardScaler() instead; or, if X comes from "
             "the source's own frozen scaler, only what comes after it: source=pipeline[-1].",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

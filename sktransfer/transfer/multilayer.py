@@ -6,14 +6,17 @@ import warnings
 
 import numpy as np
 from sklearn.base import BaseEstimator, is_classifier
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sktransfer.transfer.callbacks import CallbackSupportMixin, EpochTasks
+from sktransfer.transfer.coordinates import Coordinates, check_sample_weight, choose_coordinates
 from sktransfer.transfer.held import Held
 from sktransfer.transfer.networks import Objective, compute_outputs, draw_parameters
 from sktransfer.transfer.optimizers import SGD, Adam
+from sktransfer.transfer.perceptron_layers import Entrance, Layers
 from sktransfer.transfer.perceptron_settings import STOCHASTIC_SOLVERS, read_settings, resolve
 from sktransfer.transfer.perceptron_sources import count_frozen, find_network, inherit
 from sktransfer.transfer.training import Progress, Rows, Stochastic, train_with_lbfgs
@@ -27,28 +30,11 @@ def has_stochastic_solver(estimator):
     return True
 
 
-def read_sample_weight(sample_weight, n_rows):
-    """Return sample weights as an array of shape (n_rows,), or None; raise a sentence for others."""
-    if sample_weight is None:
-        return None
-    if np.isscalar(sample_weight):
-        sample_weight = np.full(n_rows, sample_weight)
-    weights = check_array(sample_weight, ensure_2d=False, dtype=[np.float64, np.float32], input_name="sample_weight")
-    if weights.shape != (n_rows,):
-        raise ValueError(f"sample_weight must have shape ({n_rows},), one for each row. Got {weights.shape} instead.")
-    if weights.min() < 0 or not weights.any():
-        raise ValueError(
-            "sample_weight must be >= 0, and more than zero for some row. "
-            f"Got weights from {weights.min():g} to {weights.max():g} instead."
-        )
-    return weights
-
-
 class EpochWatch:
     """Looks on while an estimator is trained: prints if it is verbose, and tells its callbacks."""
 
-    def __init__(self, estimator, frozen, tasks):
-        self._estimator, self._frozen, self._tasks = estimator, frozen, tasks
+    def __init__(self, estimator, layers, tasks):
+        self._estimator, self._layers, self._tasks = estimator, layers, tasks
 
     def begin(self):
         """Begin an epoch, unless one is running."""
@@ -67,14 +53,8 @@ class EpochWatch:
             print(message)  # noqa: T201
 
     def _attributes(self, parameters, progress):
-        depth, frozen, estimator = len(parameters) // 2, self._frozen, self._estimator
-        copies = [array.copy() for array in parameters]
-        return {
-            "coefs_": estimator.coefs_[:frozen] + copies[:depth],
-            "intercepts_": estimator.intercepts_[:frozen] + copies[depth:],
-            "n_iter_": progress.n_iter,
-            "loss_": progress.loss,
-        }
+        coefs, intercepts = self._layers.express([array.copy() for array in parameters])
+        return {"coefs_": coefs, "intercepts_": intercepts, "n_iter_": progress.n_iter, "loss_": progress.loss}
 
 
 class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
@@ -90,61 +70,75 @@ class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
             raise ValueError("early_stopping must be False for partial_fit, which sees a part of the rows. Got True.")
         fresh = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         X, y, targets, outputs = self._read(X, y, settings, fresh=fresh, incremental=incremental, classes=classes)
-        weights = self._weigh(y, read_sample_weight(sample_weight, X.shape[0]), incremental=incremental)
+        if sample_weight is not None:
+            sample_weight = check_sample_weight(sample_weight, X.shape[0])
+        weights = self._weigh(y, sample_weight, incremental=incremental)
         random = check_random_state(self.random_state)
-        pull = self._start(X, outputs, settings, random, fresh)
-        self._train(X, y, Rows(X, targets, weights), settings, pull, random, incremental=incremental)
+        frozen = count_frozen(self, settings)
+        entrance, scaled = self._scale(X, raw=frozen > 0, keep=incremental and not fresh)
+        parameters, pull = self._start(X, outputs, settings, random, fresh, entrance)
+        tasks = None if incremental else self._begin_tasks(X, y, weights, settings)
+        self._train(Layers(parameters, entrance, frozen), pull, Rows(scaled, targets, weights), settings, random, tasks)
         return self
 
-    def _start(self, X, outputs, settings, random, fresh):
-        """Set the first weights, unless the training goes on, and return the pull to the source."""
-        inheritance = inherit(self, X, outputs)
+    def _scale(self, X, *, raw, keep):
+        """Return the coordinates of the training, and X in them; raw ones for frozen layers."""
+        names = getattr(self, "feature_names_in_", None)
+        if keep:
+            scaler = None if self.scaler_ is None else FrozenEstimator(self.scaler_)
+            coordinates, scaled = choose_coordinates(scaler, X, names)
+        else:
+            coordinates, scaled = choose_coordinates(self.scaler, X, names)
+            self.scaler_, self._optimizer = coordinates.scaler, None  # what that has gathered holds in the old ones
+        if raw:
+            coordinates, scaled = Coordinates(), X
+        return Entrance(coordinates, X.shape[1], scaled.shape[1]), scaled.astype(X.dtype, copy=False)
+
+    def _start(self, X, outputs, settings, random, fresh, entrance):
+        """Return the first weights, or where the training goes on the present ones, and the pull to the source."""
+        inheritance = inherit(self, X, outputs, entrance)
         sizes = [X.shape[1], *settings.hidden_layer_sizes, outputs.size]
-        depth = len(sizes) - 1
-        if not fresh:
+        if fresh:
+            if inheritance is None:
+                parameters = draw_parameters(random, [entrance.n_scaled, *sizes[1:]], settings.activation, X.dtype)
+            else:
+                parameters = inheritance.start(random, settings.activation, X.dtype)
+            entrance.leave(parameters, X.dtype)  # refuses a scaler that is not affine before the training
+            self._progress = Progress()
+        else:
             own = [self.coefs_[0].shape[0], *(weights.shape[1] for weights in self.coefs_)]
             if own != sizes:
                 raise ValueError(f"warm_start and partial_fit go on with layers of {own} units. Got {sizes} instead.")
-        else:
-            if inheritance is None:
-                parameters = draw_parameters(random, sizes, settings.activation, X.dtype)
-            else:
-                parameters = inheritance.start(random, settings.activation, X.dtype)
-            self.coefs_, self.intercepts_ = parameters[:depth], parameters[depth:]
-            self._progress, self._optimizer = Progress(), None
+            parameters = entrance.enter(self.coefs_ + self.intercepts_, self.coefs_[0].dtype)
         self.activation_, self.out_activation_ = settings.activation, outputs.activation
-        self.n_layers_, self.n_outputs_ = depth + 1, outputs.size
+        self.n_layers_, self.n_outputs_ = len(sizes), outputs.size
         if inheritance is None or self.transfer == "features":
-            return None
-        return inheritance.pull(self.source_weight, X.dtype)
+            return parameters, None
+        return parameters, inheritance.pull(self.source_weight, X.dtype)
 
-    def _train(self, X, y, rows, settings, pull, random, *, incremental):
-        """Train the layers that are not frozen, on what the frozen ones make of the rows."""
-        frozen = count_frozen(self, settings)
-        tasks = None
-        if not incremental:
-            spare = settings.solver == "lbfgs"  # it looks ahead of its last iteration
-            tasks = EpochTasks(self, X, y, rows.sample_weight, settings.max_iter + spare)
-        if frozen:
-            hidden = self.coefs_[:frozen] + self.intercepts_[:frozen]
-            features = compute_outputs(X, hidden, settings.activation, settings.activation)
-            rows = Rows(features, rows.y, rows.sample_weight)
-        parameters = self.coefs_[frozen:] + self.intercepts_[frozen:]
+    def _train(self, layers, pull, rows, settings, random, tasks):
+        """Train the layers that are not frozen; by parts (and without callbacks) if there are no tasks."""
+        rows = Rows(layers.compute_features(rows.X, settings.activation), rows.y, rows.sample_weight)
         objective = Objective(settings.activation, self.out_activation_, settings.alpha, pull)
-        watch = EpochWatch(self, frozen, tasks)
+        watch = EpochWatch(self, layers, tasks)
         if settings.solver == "lbfgs":
-            parameters = train_with_lbfgs(parameters, objective, rows, settings, self._progress, watch)
+            parameters = train_with_lbfgs(layers.trained, objective, rows, settings, self._progress, watch)
         else:
-            training = self._plan(parameters, objective, rows, settings, random, watch, incremental=incremental)
+            training = self._plan(layers.trained, objective, rows, settings, random, watch, incremental=tasks is None)
             parameters = training.run()
         if not all(np.isfinite(array).all() for array in parameters):
-            raise ValueError("The weights must stay finite, and did not. Scale the data, or lower learning_rate_init.")
-        depth = len(parameters) // 2
-        self.coefs_ = self.coefs_[:frozen] + parameters[:depth]
-        self.intercepts_ = self.intercepts_[:frozen] + parameters[depth:]
+            raise ValueError(
+                "The weights must stay finite, and did not. Scale the features (scaler=StandardScaler()), or "
+                "lower learning_rate_init."
+            )
+        self.coefs_, self.intercepts_ = layers.express(parameters)
         self._report(early_stopping=settings.early_stopping and settings.solver != "lbfgs")
         if tasks is not None:
             tasks.close()
+
+    def _begin_tasks(self, X, y, sample_weight, settings):
+        spare = settings.solver == "lbfgs"  # it looks ahead of its last iteration
+        return EpochTasks(self, X, y, sample_weight, settings.max_iter + spare)
 
     def _plan(self, parameters, objective, rows, settings, random, watch, *, incremental):
         """Set up the training of a stochastic solver."""

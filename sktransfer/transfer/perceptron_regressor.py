@@ -26,11 +26,12 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
     source : estimator or None, default=None
         A fitted MLPClassifier, MLPRegressor, TransferMLPClassifier or TransferMLPRegressor, or a pipeline or search
         that ends in one. Affine steps in front of it (scalers, projections, selections) are folded into its first
-        layer, so X must be the features in front of them. Where these differ much in scale, training is slow: rather
-        put the steps in front of this estimator, frozen, and pass the rest,
-        ``make_pipeline(FrozenEstimator(pipeline[:-1]), TransferMLPRegressor(pipeline[-1]))``. The source is never
-        changed, and ``clone`` keeps it by reference, in a ``FrozenEstimator``. A classifier, or a regressor
-        with another loss or number of outputs, gives its hidden layers. With None there is no transfer.
+        layer, so X must be the features in front of them. Where these differ much in scale, training is slow: give
+        `scaler`; or put the source's own steps in front of this estimator, frozen, and pass the rest,
+        ``make_pipeline(FrozenEstimator(pipeline[:-1]), TransferMLPRegressor(pipeline[-1]))``, as steps that are not
+        affine must be. The source is never changed, and ``clone`` keeps it by reference, in a ``FrozenEstimator``.
+        A classifier, or a regressor with another loss or number of outputs, gives its hidden
+        layers. With None there is no transfer.
     transfer : {"parameters", "structure", "features"}, default="parameters"
         "parameters": start from the source's weights and be pulled to them. "structure": take over its layers' sizes
         and its parameters, draw new weights, no pull. "features": its hidden layers stay as they are, and a new output
@@ -39,6 +40,13 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
         How strongly the weights are pulled to the source's, in the units of `alpha`; a list has one number for each
         layer of weights, from the features to the outputs. 0 only starts there; 1e12 keeps a layer as it is. Used by
         ``transfer="parameters"``.
+    scaler : transformer or None, default=None
+        What X is scaled with before the training, such as ``StandardScaler()``: the objective (see Notes) then holds
+        for weights of scaled features, to which the source's are converted. ``coefs_[0]`` and ``intercepts_[0]`` are
+        converted back, so that they take X as it is. A scaler in front of this estimator in a Pipeline would instead
+        meet weights of other coordinates. It must be affine and have ``inverse_transform``. `fit` fits it to X,
+        `partial_fit` to the rows of its first call, unless it is frozen, as in ``FrozenEstimator(pipeline[:-1])``.
+        Hidden layers that ``transfer="features"`` keeps take X as it is.
     loss : {"squared_error", "poisson"} or None, default=None
         Half the squared error; or half the Poisson deviance, with exp at the output and y >= 0. This and all further
         parameters up to `max_fun` are, if None, those of the source, or without one scikit-learn's defaults, which are
@@ -97,6 +105,8 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
         Weights of each layer, frozen ones too, of X's precision.
     intercepts_ : list of ndarray of shape (n_out,)
         Biases of each layer.
+    scaler_ : transformer or None
+        The fitted `scaler`, which `partial_fit` goes on with.
     loss_ : float
         Objective (see Notes) at the end: of "sgd" and "adam" its mean over the batches of the last epoch.
     loss_curve_ : list of float
@@ -177,6 +187,7 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
         *,
         transfer="parameters",
         source_weight=1.0,
+        scaler=None,
         loss=None,
         hidden_layer_sizes=None,
         activation=None,
@@ -205,6 +216,7 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
         self.source = source
         self.transfer = transfer
         self.source_weight = source_weight
+        self.scaler = scaler
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -250,8 +262,10 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
         Raises
         ------
         ValueError
-            If a parameter is out of its range, the source is no network, takes other features or has other layers, or
-            the weights diverge.
+            If a parameter is out of its range, the source is no network, takes other features or has other layers, the
+            scaler is not affine, or the weights diverge.
+        TypeError
+            If the scaler is no transformer with ``inverse_transform``.
         NotFittedError
             If the source is not fitted.
 
@@ -266,7 +280,8 @@ class TransferMLPRegressor(RegressorMixin, MultilayerPerceptron):
     def partial_fit(self, X, y, sample_weight=None):
         """Train the network on some rows, for one epoch; the first call starts from the source.
 
-        Only with the solvers "sgd" and "adam", and without early stopping.
+        Only with the solvers "sgd" and "adam", and without early stopping. After `fit` or the first call the scaler
+        stays as it is.
 
         Parameters
         ----------

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sktransfer.transfer.coordinates import warn_if_standardised
 from sktransfer.transfer.held import check_features, feature_names, fold_steps, is_estimator, split_pipeline
 from sktransfer.transfer.networks import Floats, Parameters, Pull, draw_layer
+from sktransfer.transfer.perceptron_layers import Entrance
 from sktransfer.transfer.perceptron_settings import Settings, read_sizes, read_weights
-
-SCALED = 1e-4  # how near to mean 0 and standard deviation 1 a scaler leaves the rows it was fitted on
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +44,31 @@ class SourceNetwork:
 class Inheritance:
     """The layers a network starts with."""
 
-    coefs: list[Floats]  # in the last one, zeros for the units that the source does not know
-    intercepts: list[Floats]
+    parameters: Parameters  # in the last layer, zeros for the units that the source does not know
     known: npt.NDArray[np.bool_]  # (n_outputs,): which units of the last layer the source knows
 
     def start(self, random: np.random.RandomState, activation: str, dtype: npt.DTypeLike) -> Parameters:
         """Return the first parameters, those of unknown output units drawn."""
-        coefs = [weights.astype(dtype) for weights in self.coefs]
-        intercepts = [biases.astype(dtype) for biases in self.intercepts]
-        if not self.known.all():
-            weights, biases = draw_layer(random, len(coefs[-1]), len(self.known), activation, dtype)
-            coefs[-1][:, ~self.known], intercepts[-1][~self.known] = weights[:, ~self.known], biases[~self.known]
-        return coefs + intercepts
+        parameters = [array.astype(dtype) for array in self.parameters]
+        new = ~self.known
+        if new.any():
+            last = parameters[len(parameters) // 2 - 1]
+            weights, biases = draw_layer(random, len(last), len(new), activation, dtype)
+            last[:, new], parameters[-1][new] = weights[:, new], biases[new]
+        return parameters
 
     def pull(self, source_weight: Any, dtype: npt.DTypeLike) -> Pull | None:
         """Return the pull to the layers of the source, which leaves unknown output units alone."""
-        layer_weights = read_weights(source_weight, len(self.coefs))
+        depth = len(self.parameters) // 2
+        layer_weights = read_weights(source_weight, depth)
         if not any(layer_weights):
             return None
         weights = [
             np.full(len(biases), weight, dtype=dtype)
-            for biases, weight in zip(self.intercepts, layer_weights, strict=True)
+            for biases, weight in zip(self.parameters[depth:], layer_weights, strict=True)
         ]
         weights[-1] = weights[-1] * self.known
-        return Pull([array.astype(dtype) for array in self.coefs + self.intercepts], weights * 2)
+        return Pull([array.astype(dtype) for array in self.parameters], weights * 2)
 
 
 def read_source(estimator: Any) -> SourceNetwork:
@@ -127,44 +127,32 @@ def _refuse_architecture(name: str, of_source: Any, own: Any) -> None:
     )
 
 
-def _warn_if_scaled(X: Any) -> None:
-    """Warn where X left a scaler, and the source was folded into the features in front of its own."""
-    if not isinstance(X, np.ndarray) or len(X) < 3:
-        return
-    means, deviations = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-    varied = deviations > 0
-    if varied.any() and np.abs(means).max() < SCALED and np.abs(deviations[varied] - 1).max() < SCALED:
-        warnings.warn(
-            "X looks standardised, and the source was folded, its own scaler included, into the features in front of "
-            "that scaler. Give this estimator those features; or the source's own scaler, frozen, in front of it and "
-            "what comes after: make_pipeline(FrozenEstimator(pipeline[:-1]), TransferMLPClassifier(pipeline[-1])).",
-            stacklevel=6,
-        )
-
-
-def inherit(estimator: Any, X: Any, outputs: Outputs) -> Inheritance | None:
+def inherit(estimator: Any, X: Any, outputs: Outputs, entrance: Entrance) -> Inheritance | None:
     """Return the layers an estimator takes over from its source, or None where it starts afresh.
 
     Parameters
     ----------
     estimator : estimator
-        With `source`, `transfer`, `hidden_layer_sizes` and `activation`.
+        With `source`, `transfer`, `scaler`, `hidden_layer_sizes` and `activation`.
     X : {ndarray, sparse matrix} of shape (n, n_features)
         What it is fitted on.
     outputs : Outputs
         What its output units stand for.
+    entrance : Entrance
+        Where its training takes place.
     """
     if estimator.source is None or estimator.transfer == "structure":
         return None
     source = read_source(estimator)
     check_architecture(estimator, source)
-    if source.folded:
-        _warn_if_scaled(X)
+    if source.folded and estimator.scaler is None:
+        warn_if_standardised(X, stacklevel=6)
     if estimator.transfer == "features":
         columns, known = _nothing(source, outputs)
     else:
         columns, known = match_outputs(source, outputs)
-    return Inheritance([*source.coefs[:-1], columns[:-1]], [*source.intercepts[:-1], columns[-1]], known)
+    parameters = [*source.coefs[:-1], columns[:-1], *source.intercepts[:-1], columns[-1]]
+    return Inheritance(entrance.enter(parameters, np.float64), known)
 
 
 def _nothing(source: SourceNetwork, outputs: Outputs) -> tuple[Floats, npt.NDArray[np.bool_]]:

@@ -240,7 +240,8 @@ def _pack(arrays: Parameters) -> Floats:
 
 def _warn_of_limit(limit: str) -> None:
     warnings.warn(
-        f"The training ended before it converged, after {limit}. Raise max_iter, or scale the data.",
+        f"The training ended before it converged, after {limit}. Raise max_iter, or scale the features "
+        "(scaler=StandardScaler()).",
         ConvergenceWarning,
         stacklevel=5,
     )
