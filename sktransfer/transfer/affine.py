@@ -22,13 +22,13 @@ def as_function(estimator: Any, method: str) -> Function:
     # what inverse_transform takes is what transform gives, which has no names here
     names = None if method == "inverse_transform" else getattr(estimator, "feature_names_in_", None)
 
-    def function(rows: Array) -> Array:
-        if names is None:
-            result = call(rows)
-        else:
+    def function(rows: Any) -> Array:
+        if names is not None:
             import pandas as pd
 
-            result = call(pd.DataFrame(rows, columns=names))
+            rows = pd.DataFrame(rows, columns=names)
+        with np.errstate(all="ignore"):  # of functions that overflow on probes, which are no affine ones
+            result = call(rows)
         result = result.toarray() if hasattr(result, "toarray") else np.asarray(result)
         return np.asarray(result.reshape(len(rows), -1), dtype=np.float64)
 
@@ -64,6 +64,8 @@ def fold(function: Function, weights: Array | None, offset: Array | None, n_feat
     """
     probes = np.random.default_rng(0).standard_normal((4, n_features)) * [[1.0], [1.0], [1e3], [1e3]]
     values = function(np.vstack([np.zeros((1, n_features)), np.full((1, n_features), STEP), probes]))
+    if not np.isfinite(values).all():
+        raise ValueError("the function is not affine")
     constant, width = values[0], values.shape[1]
     apply = np.eye(width) if weights is None else weights
     folded_offset = apply @ constant + (0.0 if offset is None else offset)
