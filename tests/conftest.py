@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 import sktransfer.cache
 
@@ -33,6 +34,13 @@ def pytest_configure(config):
     # The doctests of the package, too, must neither find nor leave anything in the user's own cache.
     config._cache_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ["SKTRANSFER_CACHE_DIR"] = config._cache_folder.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread():
+    """Problems are small here: threads of the two BLAS libraries of numpy and scipy wait for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(autouse=True)
