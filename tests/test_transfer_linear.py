@@ -41,7 +41,7 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
-from sktransfer import TransferLogisticRegression, TransferRidge
+from sktransfer import TransferLogisticRegression, TransferMLPClassifier, TransferRidge
 from sktransfer.transfer import softmax
 from sktransfer.transfer.affine import fold
 
@@ -466,6 +466,13 @@ def test_a_gradient_norm_proves_the_optimum():
     source = random_source(np.random.default_rng(0), range(3), 5)
     head = TransferLogisticRegression(source, tol=1e-6).fit(X, y)
     assert head.gradient_norm_ <= 1e-6 * 2 * np.linalg.norm(np.column_stack([head.coef_, head.intercept_]))
+
+
+@pytest.mark.parametrize("head", [TransferLogisticRegression, TransferMLPClassifier])
+def test_one_label_a_class_is_no_regression(head):
+    X, y = make_task(25, 5, 25)
+    options = {"solver": "lbfgs", "max_iter": 1000} if head is TransferMLPClassifier else {}
+    assert len(head(**options).fit(X, y).classes_) == 25  # warnings are errors here
 
 
 def test_threads_can_be_limited():

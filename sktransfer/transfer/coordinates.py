@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +86,14 @@ def warn_if_standardised(X: Any, stacklevel: int = 4) -> None:
             UserWarning,
             stacklevel=stacklevel,
         )
+
+
+@contextmanager
+def few_labels() -> Iterator[None]:
+    """Keep scikit-learn from taking labels for a regression's values where most classes have one or two of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        yield
 
 
 def check_sample_weight(sample_weight: Any, n_rows: int) -> Array:

@@ -18,6 +18,7 @@ from sktransfer.transfer.coordinates import (
     check_number,
     check_sample_weight,
     choose_coordinates,
+    few_labels,
     warn_if_standardised,
 )
 from sktransfer.transfer.held import Held
@@ -119,18 +120,18 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sktransfer import TransferLogisticRegression
     >>> X, y = load_digits(return_X_y=True)
     >>> X = X / 16
     >>> source = LogisticRegression().fit(X[:800], y[:800])
-    >>> tilted = np.roll(X, 1, axis=1)  # the target: another scanner, and 30 labels
-    >>> head = TransferLogisticRegression(source, source_weight=1.0).fit(tilted[800:830], y[800:830])
-    >>> scratch = LogisticRegression().fit(tilted[800:830], y[800:830])
-    >>> head.score(tilted[830:], y[830:]) > scratch.score(tilted[830:], y[830:])
-    True
+    >>> faint = X / 2  # the target: another scanner, and 30 labels
+    >>> head = TransferLogisticRegression(source).fit(faint[800:830], y[800:830])
+    >>> scratch = LogisticRegression().fit(faint[800:830], y[800:830])
+    >>> {name: round(model.score(faint[830:], y[830:]), 2)
+    ...  for name, model in [("source", source), ("scratch", scratch), ("head", head)]}
+    {'source': 0.78, 'scratch': 0.58, 'head': 0.86}
     """
 
     source = Held()
@@ -177,7 +178,8 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
         """
         self._check_parameters()
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32])
-        check_classification_targets(y)
+        with few_labels():
+            check_classification_targets(y)
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(

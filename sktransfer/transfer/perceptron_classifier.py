@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import validate_data
 
 from sktransfer.transfer.callbacks import with_callbacks
+from sktransfer.transfer.coordinates import few_labels
 from sktransfer.transfer.multilayer import MultilayerPerceptron, has_stochastic_solver
 from sktransfer.transfer.perceptron_sources import Outputs, unused_classes
 
@@ -352,6 +353,7 @@ class TransferMLPClassifier(ClassifierMixin, MultilayerPerceptron):
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
 
+    @few_labels()
     def _read(self, X, y, _settings, *, fresh, incremental, classes):
         """Return X, y, targets (n_samples, n_outputs) of bool, and what the outputs stand for."""
         X, y = validate_data(
