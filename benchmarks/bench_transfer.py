@@ -172,9 +172,9 @@ Embeddings are standardised with the source's mean and deviation. The source is 
 all labels of its people. *From scratch* has for each k the C of {", ".join(map(str, CS))} that is best in hindsight.
 *Warm start* is `LogisticRegression(C={SOURCE_C}, warm_start=True)` begun at the source's weights: being convex, it
 forgets them. *Pulled* is `TransferLogisticRegression(source, C=inf)`; its `source_weight` was chosen without the
-target, one for all k, by {GAMES} games of the same kind among the source's own people (it says how alike people are, not
-how many labels there are), or by cross-validation on the target's k labels (three folds; two for k = 2, none for
-k = 1). ![accuracy over labels a kind](transfer.png)""",
+target, one for all k, by {GAMES} games of the same kind among the source's own people (it says how alike people are,
+not how many labels there are), or by cross-validation on the target's k labels (three folds; two for k = 2, none
+for k = 1). ![accuracy over labels a kind](transfer.png)""",
     )
 
 

@@ -11,10 +11,19 @@ import pandas as pd
 import pytest
 from conftest import Builder, photo, save_backbone, small_classifier
 from onnx import TensorProto, helper, numpy_helper
+from sklearn.pipeline import make_pipeline
 from test_graph import PIXELS, frozen_classifier, he_normal
 from test_layers import light_path, quantize, residual_network
 
-from sktransfer import Backbone, BackboneError, Preprocessing, extract, load_backbone
+from sktransfer import (
+    Backbone,
+    BackboneError,
+    Preprocessing,
+    PretrainedFeatureExtractor,
+    TransferLogisticRegression,
+    extract,
+    load_backbone,
+)
 
 IMAGES = [photo(seed) for seed in range(5)]
 
@@ -376,3 +385,15 @@ def test_squeezenet_has_a_relu_before_its_pooling_and_is_refused(assets, name):
 def test_networks_without_their_classifier_say_so(assets, name):
     with pytest.raises(BackboneError, match="has no linear classifier over its embedding"):
         load_backbone(assets / "models" / name).classifier_weights()
+
+
+def test_a_head_behind_the_extractor_starts_from_the_networks_own_classifier():
+    weights = load_backbone("default").classifier_weights()
+    logits = extract(IMAGES, layer="logits")
+    labels = list(weights)
+    own = [labels[column] for column in logits.argmax(axis=1)]
+    rest = [label for label in labels[:3] if label not in own]  # a target needs two classes
+    head = TransferLogisticRegression(weights, source_weight=1e9)
+    pipeline = make_pipeline(PretrainedFeatureExtractor(), head).fit(IMAGES + IMAGES[: len(rest)], own + rest)
+    assert pipeline.predict(IMAGES).tolist() == own
+    assert len(head.unused_source_classes_) == len(weights) - len(head.classes_)
