@@ -35,7 +35,9 @@ def as_function(estimator: Any, method: str) -> Function:
     return function
 
 
-def fold(function: Function, weights: Array | None, offset: Array | None, n_features: int) -> tuple[Array, Array]:
+def fold(
+    function: Function, weights: Array | None, offset: Array | None, n_features: int, guess: Array | None = None
+) -> tuple[Array, Array]:
     """Fold an affine function into the linear one behind it.
 
     With f(x) = xA + c, the values f(x)Wᵀ + b equal x(WAᵀ)ᵀ + (b + Wc). A and c are read off f's values, so that every
@@ -51,6 +53,8 @@ def fold(function: Function, weights: Array | None, offset: Array | None, n_feat
         b. None is zero.
     n_features : int
         d.
+    guess : ndarray of shape (k, d) or None
+        What WAᵀ probably is: it is only checked then, which takes a few rows instead of d.
 
     Returns
     -------
@@ -75,6 +79,8 @@ def fold(function: Function, weights: Array | None, offset: Array | None, n_feat
         size = np.abs(probes) @ np.abs(folded).T + np.abs(apply) @ np.abs(constant) + np.finfo(float).tiny
         return bool(np.all(np.abs(probes @ folded.T - expected) <= TOLERANCE * size))
 
+    if guess is not None and guess.shape == (len(apply), n_features) and agrees(guess):
+        return guess, folded_offset
     if width == n_features:  # columns that do not mix, as in a scaler, need one row instead of d
         folded = apply * ((values[1] - constant) / STEP)
         if agrees(folded):

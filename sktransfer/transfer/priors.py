@@ -158,8 +158,10 @@ def _read_linear(estimator: Any, method: str) -> tuple[Array, Array]:
     n_features = getattr(estimator, "n_features_in_", None)
     if n_features is None:
         n_features = np.atleast_2d(estimator.coef_).shape[1]
+    coef = getattr(estimator, "coef_", None)
+    guess = np.atleast_2d(coef).astype(np.float64) if isinstance(coef, np.ndarray) else None
     try:
-        return fold(as_function(estimator, method), None, None, n_features)
+        return fold(as_function(estimator, method), None, None, n_features, guess)
     except ValueError as error:
         raise ValueError(
             f"source must be linear: its {method} must be X @ coef.T + intercept. Got {type(estimator).__name__}, "

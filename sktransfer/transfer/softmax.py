@@ -189,7 +189,7 @@ class _Descent:
             logits = self.offset[rows] + x @ coef.T + intercept
             loss, residual = _differentiate(logits, problem.y[rows], problem.weights[rows])
             value += loss
-            gradient[:, :width] += np.asarray((x.T @ residual).T)
+            gradient[:, :width] += residual.T @ x
             if problem.fit_intercept:
                 gradient[:, -1] += residual.sum(axis=0)
         value += 0.5 * float((parameters**2 @ self.penalties).sum())
