@@ -74,6 +74,57 @@ def test_text_and_photo_know_more_than_each_alone(run_example):
     assert table.iloc[2, -1] == table.iloc[1, -1]
 
 
+def test_fit_of_a_loaded_network_forgets_and_a_head_with_a_source_does_not(run_example):
+    table, printed = run_example("source_task", 1797, N_DRAWS=2)
+    accuracy = table["mean"]["target"]
+    assert "AdamOptimizer" in printed
+    for way in ("joblib: load, fit", "skops: load, fit", 'transfer="structure"'):
+        assert accuracy[way] == accuracy["fresh network"]
+    assert accuracy['transfer="parameters"'] > accuracy["fresh network"] + 0.02
+    assert accuracy['transfer="parameters"'] > accuracy['transfer="features"']
+    assert table["epochs"]["target", "warm_start=True"] == 1
+
+
+def test_a_chain_of_tasks_is_better_than_its_first_and_its_last_link_alone(run_example):
+    accuracy = run_example("source_task", 1797, N_DRAWS=2)[0]["mean"]["later"]
+    assert accuracy["source → later"] > accuracy["fresh network"] + 0.02
+    assert accuracy["source → target → later"] > accuracy["source → later"] + 0.01
+
+
+def test_without_skops_one_line_says_what_to_install_and_the_rest_goes_on(run_example, monkeypatch):
+    for name in ("skops", "skops.io"):
+        monkeypatch.setitem(sys.modules, name, None)
+    table, printed = run_example("source_task", 900, N_DRAWS=1)
+    assert "pip install skops" in printed
+    assert "joblib: load, fit" in table.loc["target"].index
+    assert "skops: load, fit" not in table.loc["target"].index
+
+
+def test_a_source_saves_labels_where_they_are_few(run_example):
+    (means, spreads), printed = run_example("few_labels", 800, PER_CLASS=(1, 4), N_DRAWS=2)
+    assert "Images through the network: 800 of 800" in printed
+    assert means.shape == spreads.shape == (2, 6)
+    assert (means.loc[10, "weight 100"] > means.loc[10].drop("weight 100") + 0.02).all()
+    assert means.loc[40, "chosen weight"] > means.loc[40, "embeddings"] + 0.03
+    assert means["warm start"].tolist() == pytest.approx(means["embeddings"].tolist(), abs=0.01)
+    assert means["pixels"].max() < 0.2
+
+
+def test_labels_saved_are_read_off_between_the_points_of_the_curve():
+    few_labels = load_example("few_labels")
+    means = few_labels.pd.DataFrame({"embeddings": [0.2, 0.4], "chosen weight": [0.3, 0.5]}, [10, 1000])
+    assert few_labels.count_saved(means).tolist() == [100, 1000]
+
+
+def test_the_learning_curve_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    few_labels = load_example("few_labels")
+    few_labels.N_IMAGES, few_labels.PER_CLASS, few_labels.N_DRAWS = 300, (1, 2), 1
+    with threadpool_limits(1):
+        few_labels.main(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture
 def houses_folder(tmp_path, rng):
     """60 houses, the dearer the brighter their photos, and the first of them again with other numbers."""
