@@ -153,7 +153,10 @@ def main(output=None):
     print(spreads.to_string(float_format="{:.3f}".format))
     print(f"Images through the network: {cache_info().misses - before} of {len(source_photos) + len(photos)}")
     if output:
-        plot(scores, output)
+        try:
+            plot(scores, output)
+        except ImportError:
+            print("The plot is left out: pip install matplotlib")
     return means, spreads
 
 

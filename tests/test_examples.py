@@ -101,11 +101,11 @@ def test_without_skops_one_line_says_what_to_install_and_the_rest_goes_on(run_ex
 
 
 def test_a_source_saves_labels_where_they_are_few(run_example):
-    (means, spreads), printed = run_example("few_labels", 800, PER_CLASS=(1, 4), N_DRAWS=2)
+    (means, spreads), printed = run_example("few_labels", 800, PER_CLASS=(1, 2), N_DRAWS=2)
     assert "Images through the network: 800 of 800" in printed
     assert means.shape == spreads.shape == (2, 6)
     assert (means.loc[10, "weight 100"] > means.loc[10].drop("weight 100") + 0.02).all()
-    assert means.loc[40, "chosen weight"] > means.loc[40, "embeddings"] + 0.03
+    assert means.loc[20, "chosen weight"] > means.loc[20, "embeddings"] + 0.03
     assert means["warm start"].tolist() == pytest.approx(means["embeddings"].tolist(), abs=0.01)
     assert means["pixels"].max() < 0.2
 
@@ -116,13 +116,27 @@ def test_labels_saved_are_read_off_between_the_points_of_the_curve():
     assert few_labels.count_saved(means).tolist() == [100, 1000]
 
 
-def test_the_learning_curve_is_drawn(tmp_path):
+@pytest.fixture
+def few_labels():
+    module = load_example("few_labels")
+    module.N_IMAGES, module.PER_CLASS, module.N_DRAWS = 200, (1, 2), 1
+    return module
+
+
+def test_the_learning_curve_is_drawn(few_labels, tmp_path):
     pytest.importorskip("matplotlib")
-    few_labels = load_example("few_labels")
-    few_labels.N_IMAGES, few_labels.PER_CLASS, few_labels.N_DRAWS = 300, (1, 2), 1
     with threadpool_limits(1):
         few_labels.main(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_table_is_there_and_one_line_says_what_to_install(few_labels, monkeypatch, capsys):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with threadpool_limits(1):
+        few_labels.main("curve.png")
+    assert capsys.readouterr().out.endswith("pip install matplotlib\n")
+    assert not Path("curve.png").exists()
 
 
 @pytest.fixture
