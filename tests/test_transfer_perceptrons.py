@@ -22,6 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from sktransfer import TransferMLPClassifier, TransferMLPRegressor
 from sktransfer.transfer.networks import Objective, Pull, compute_outputs, draw_parameters
+from sktransfer.transfer.training import Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -220,6 +221,21 @@ def test_balanced_weights_count_a_row_of_weight_two_twice(iris, source):
     np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_balanced_weights_ignore_a_class_whose_rows_weigh_nothing(iris, source):
+    X, y = iris
+    weights = (y != "setosa").astype(float)
+    head = TransferMLPClassifier(source, class_weight="balanced").fit(X, y, weights)
+    weights[y != "setosa"] = compute_sample_weight("balanced", y[y != "setosa"]) * 2 / 3  # of three classes
+    np.testing.assert_allclose(flatten(head), flatten(TransferMLPClassifier(source).fit(X, y, weights)))
+
+
+def test_the_loss_is_stated_where_the_training_starts_at_the_minimum(iris, source):
+    head = TransferMLPClassifier(source, tol=1e6).fit(*iris)
+    assert (head.n_iter_, head.loss_curve_) == (0, [])
+    assert head.best_loss_ == head.loss_ == pytest.approx(source.loss_)
+
+
 # The pull
 
 
@@ -229,6 +245,15 @@ def test_a_large_source_weight_gives_the_predictions_of_the_source(iris, source,
     X, y = iris[0][:50], np.roll(iris[1][:50], 1)
     head = TransferMLPClassifier(source, source_weight=source_weight, solver=solver, learning_rate_init=0.5).fit(X, y)
     np.testing.assert_allclose(head.predict_proba(X), source.predict_proba(X), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_no_source_weight_is_too_large(iris, source, solver, dtype):
+    X, y = iris[0][:50].astype(dtype), np.roll(iris[1][:50], 1)
+    head = TransferMLPClassifier(source, source_weight=1e300, solver=solver, momentum=1).fit(X, y)
+    np.testing.assert_allclose(head.predict_proba(X), source.predict_proba(X), atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
@@ -286,8 +311,7 @@ def test_stochastic_solvers_end_where_objective_and_pull_balance(iris, source, k
 @given(st.floats(-10, 10), st.floats(-10, 10), st.floats(0, 1e300), st.floats(1e-8, 1e3), st.floats(0.1, 1e6))
 def test_a_proximal_step_ends_between_the_weight_and_that_of_the_source(weight, before, strength, step, n):
     moved = np.array([weight])
-    with np.errstate(over="ignore"):
-        Pull([np.array([before])], [np.array([strength])]).shrink(0, moved, step, n)
+    Pull([np.array([before])], [np.array([strength])]).shrink(0, moved, step, n)
     low, high = sorted([weight, before])
     assert low - 1e-14 <= moved[0] <= high + 1e-14
 
@@ -345,6 +369,7 @@ def test_labels_of_a_multilabel_source_are_kept_under_multilabel_y_alone(kind, k
 def test_a_single_class_is_learnt(iris, source):
     head = TransferMLPClassifier(source).fit(iris[0][:9], ["setosa"] * 9)
     assert set(head.predict(iris[0])) == {"setosa"}
+    np.testing.assert_array_equal(head.predict_proba(iris[0]), np.ones((150, 1)))
 
 
 # Regression
@@ -461,6 +486,16 @@ def test_the_source_is_never_changed(iris, source):
     assert pickle.dumps(source) == before
 
 
+def test_an_estimator_is_no_source_of_its_own(iris, source):
+    head = TransferMLPClassifier(source, solver="adam", max_iter=2).fit(*iris)
+    later = TransferMLPClassifier(head).fit(*iris)
+    head.set_params(source=later)  # which has head as its source
+    assert hasattr(head, "partial_fit")
+    assert head.fit(*iris).score(*iris) > 0.9
+    with pytest.raises(ValueError, match="source must be another estimator. Got the estimator itself"):
+        head.set_params(source=head).fit(*iris)
+
+
 def test_a_search_chooses_source_weight_and_source(iris, source):
     X, y = iris[0][:60], iris[1][:60]
     other = FrozenEstimator(MLPClassifier((3,), max_iter=5, random_state=0).fit(X, y))
@@ -486,6 +521,19 @@ def test_pickling_keeps_head_and_source(iris, source):
     loaded = pickle.loads(pickle.dumps(head))
     np.testing.assert_array_equal(loaded.predict_proba(X), head.predict_proba(X))
     assert_same_training(loaded.fit(X[60:], y[60:]), head.fit(X[60:], y[60:]))
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_skops_carries_a_head_without_a_pickle(pipeline, solver):
+    skops = pytest.importorskip("skops.io")
+    y = LABELS["multiclass"]
+    head = TransferMLPClassifier(pipeline, scaler=StandardScaler(), solver=solver, max_iter=3).fit(RAW, y)
+    data = skops.dumps(head)
+    trusted = skops.get_untrusted_types(data=data)
+    assert [name for name in trusted if not name.startswith("sktransfer.")] == []
+    loaded = skops.loads(data, trusted=trusted)
+    np.testing.assert_array_equal(loaded.predict_proba(RAW), head.predict_proba(RAW))
+    assert_same_training(loaded.partial_fit(RAW, y), head.partial_fit(RAW, y))
 
 
 def test_fitting_a_loaded_network_forgets_what_it_had_learnt_and_a_transfer_does_not(iris, source):
@@ -678,8 +726,9 @@ def test_parts_start_from_the_source_and_are_pulled_to_it(iris, source):
 def test_parts_need_a_solver_of_batches_the_source_s_too(source):
     assert not hasattr(TransferMLPClassifier(source), "partial_fit")
     assert hasattr(TransferMLPClassifier(source, solver="sgd"), "partial_fit")
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="no attribute 'partial_fit'") as error:
         TransferMLPRegressor(solver="lbfgs").partial_fit(X, SIGNAL)
+    assert "partial_fit needs a solver that takes batches" in str(error.value.__cause__)
 
 
 def test_early_stopping_keeps_the_best_weights(iris, source):
@@ -705,6 +754,43 @@ def test_a_batch_of_weight_zero_teaches_nothing(iris, source):
     weighted = TransferMLPClassifier(source, **kwargs).fit(X, y, weights)
     alone = TransferMLPClassifier(source, **kwargs).fit(X[:20], y[:20])
     np.testing.assert_allclose(weighted.coefs_[0], alone.coefs_[0])
+    np.testing.assert_allclose(weighted.loss_curve_, alone.loss_curve_)
+
+
+@pytest.mark.parametrize("row", [1, 50])  # in the validation set, and not in it
+def test_early_stopping_needs_weight_in_both_of_its_parts(iris, source, row):
+    weights = np.zeros(150)
+    weights[row] = 1
+    head = TransferMLPClassifier(source, solver="adam", early_stopping=True, random_state=0)
+    with pytest.raises(ValueError, match="sample_weight must be above zero for rows of the validation set"):
+        head.fit(*iris, weights)
+
+
+def test_early_stopping_names_the_label_that_it_cannot_share_out():
+    with pytest.raises(ValueError, match=r"too few members are: \['rare'\]"):
+        TransferMLPClassifier(early_stopping=True).fit(X, ["rare"] + ["usual"] * 89)
+
+
+@pytest.mark.parametrize(("fraction", "n_rows"), [(0, 0), (0.99, 90)])
+def test_early_stopping_needs_rows_in_both_of_its_parts(fraction, n_rows):
+    with pytest.raises(ValueError, match=f"Got {n_rows} of 90 instead: change validation_fraction"):
+        TransferMLPRegressor(early_stopping=True, validation_fraction=fraction).fit(X, SIGNAL)
+
+
+def test_an_interrupted_training_keeps_the_weights_of_that_moment(iris, source, monkeypatch):
+    steps = iter([1.0] * 3)
+
+    def take_or_interrupt(rows):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return float(len(rows.y))
+
+    monkeypatch.setattr(Rows, "weigh", take_or_interrupt)
+    head = TransferMLPClassifier(source, solver="adam", random_state=0)
+    with pytest.warns(UserWarning, match="The training was interrupted"):
+        head.fit(*iris)
+    monkeypatch.undo()
+    assert_same_training(head, TransferMLPClassifier(source, solver="adam", random_state=0, max_iter=3).fit(*iris))
 
 
 @pytest.mark.parametrize(("solver", "epochs"), [("adam", 7), ("sgd", 7), ("lbfgs", 7)])
@@ -755,6 +841,15 @@ def test_a_training_that_is_cut_short_warns(iris, source, solver):
         TransferMLPClassifier(source, solver=solver, alpha=0.1, max_iter=2).fit(*iris)
 
 
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_a_warning_points_to_who_called(iris, source, solver):
+    with pytest.warns(ConvergenceWarning) as warned:
+        TransferMLPClassifier(source, solver=solver, alpha=0.1, max_iter=1).fit(*iris)
+    with pytest.warns(UserWarning, match="batch_size") as clipped:
+        TransferMLPClassifier(source, solver="sgd", batch_size=999).partial_fit(*iris, classes=source.classes_)
+    assert {warning.filename for warning in [*warned, *clipped]} == {__file__}
+
+
 def test_a_batch_size_of_one_s_own_is_clipped_aloud_and_that_of_the_source_in_silence(iris):
     source = MLPClassifier((6,), batch_size=100, max_iter=2).fit(*iris)
     TransferMLPClassifier(source).fit(iris[0][:50], iris[1][:50])
@@ -766,23 +861,28 @@ def test_a_batch_size_of_one_s_own_is_clipped_aloud_and_that_of_the_source_in_si
     ("kwargs", "sentence"),
     [
         ({"transfer": "everything"}, 'transfer must be "parameters", "structure" or "features". Got \'everything\''),
-        ({"source_weight": -1}, "source_weight must be a number >= 0"),
-        ({"source_weight": "strong"}, "source_weight must be a number >= 0"),
-        ({"source_weight": np.inf}, "source_weight must be a number >= 0"),
+        ({"source_weight": -1}, "source_weight must be a finite number >= 0"),
+        ({"source_weight": "strong"}, "source_weight must be a finite number >= 0"),
+        ({"source_weight": np.inf}, "source_weight must be a finite number >= 0"),
         ({"source_weight": [1, 2, 3]}, "layers of weights, 2. Got 3 instead"),
         ({"hidden_layer_sizes": (5,)}, r"that of the source, \(6,\), unless transfer=\"structure\". Got \(5,\)"),
         ({"hidden_layer_sizes": 0}, "hidden_layer_sizes must be an integer >= 1 or a sequence of them. Got 0"),
         ({"activation": "relu"}, "activation must be None or that of the source, 'tanh'.* Got 'relu'"),
         ({"activation": "gelu"}, 'activation must be "identity", "logistic", "relu" or "tanh"'),
         ({"solver": "newton"}, 'solver must be "adam", "sgd" or "lbfgs". Got \'newton\' instead'),
-        ({"alpha": -0.1}, "alpha must be a number >= 0. Got -0.1"),
+        ({"alpha": -0.1}, "alpha must be a finite number >= 0. Got -0.1"),
+        ({"alpha": np.inf}, "alpha must be a finite number >= 0. Got inf"),
+        ({"batch_size": np.arange(2)}, r'batch_size must be "auto" or an integer >= 1. Got array\(\[0, 1\]\)'),
+        ({"n_iter_no_change": np.ones(2)}, "n_iter_no_change must be an integer >= 1 or infinity. Got array"),
         ({"batch_size": 0}, 'batch_size must be "auto" or an integer >= 1. Got 0'),
         ({"momentum": 2}, "momentum must be a number from 0 to 1. Got 2"),
         ({"beta_1": 1.0}, "beta_1 must be a number >= 0 and < 1. Got 1.0"),
-        ({"epsilon": 0}, "epsilon must be a number > 0. Got 0"),
+        ({"epsilon": 0}, "epsilon must be a finite number > 0. Got 0"),
         ({"max_iter": 1.5}, "max_iter must be an integer >= 1. Got 1.5"),
         ({"warm_start": "yes"}, "warm_start must be True or False. Got 'yes'"),
-        ({"class_weight": "heavy"}, "class_weight must be None, \"balanced\" or a dict. Got 'heavy'"),
+        ({"class_weight": "heavy"}, "class_weight must be None, \"balanced\" or a dict .*. Got 'heavy'"),
+        ({"class_weight": {"setosa": -1}}, r"or a dict of finite numbers >= 0. Got \{'setosa': -1\}"),
+        ({"class_weight": dict.fromkeys(["setosa", "versicolor", "virginica"], 0)}, "Got zero for all 150"),
     ],
 )
 def test_a_parameter_out_of_range_is_named_in_a_sentence(iris, source, kwargs, sentence):
@@ -824,8 +924,17 @@ def test_labels_that_parts_did_not_announce_are_refused(iris):
     head.partial_fit(*iris, classes=["setosa", "versicolor", "virginica"])
     with pytest.raises(ValueError, match=r"y must hold labels of classes_ alone, .* Got \['alba'\] as well"):
         head.partial_fit(iris[0], ["alba"] * 150)
-    with pytest.raises(ValueError, match="classes must stay those of the first call"):
+    with pytest.raises(ValueError, match="classes must be .*, those of the first call"):
         head.partial_fit(*iris, classes=["setosa", "alba"])
+
+
+def test_parts_keep_to_labels_or_to_a_multilabel_indicator():
+    head = TransferMLPClassifier()
+    with pytest.raises(ValueError, match=r"of multilabel y the numbers of its columns. Got \[0\] instead"):
+        head.partial_fit(X, LABELS["multilabel"], classes=[0])
+    head.partial_fit(X, LABELS["multilabel"], classes=[0, 1])
+    with pytest.raises(ValueError, match="y must be a multilabel indicator, .* Got one label for each row instead"):
+        head.partial_fit(X, LABELS["binary"])
 
 
 def test_a_warm_start_of_other_classes_or_layers_is_refused(iris):
@@ -854,7 +963,7 @@ def test_what_cannot_be_done_is_said_in_sentences(iris):
         TransferMLPRegressor(loss="poisson").fit(X, SIGNAL)
     with pytest.raises(ValueError, match="early_stopping must be False for partial_fit"):
         TransferMLPRegressor(early_stopping=True).partial_fit(X, SIGNAL)
-    with pytest.raises(ValueError, match="validation set of early stopping must have 2 rows or more. Got 1"):
+    with pytest.raises(ValueError, match="validation set of early stopping must have 2 rows or more, .* Got 1 of 9"):
         TransferMLPRegressor(early_stopping=True).fit(X[:9], SIGNAL[:9])
     with pytest.raises(ValueError, match="class_weight must be None or a dict for partial_fit"):
         TransferMLPClassifier(class_weight="balanced").partial_fit(X, LABELS["binary"], classes=[0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,15 @@ except ImportError:
         return method
 
 
-__all__ = ["CallbackSupportMixin", "EpochTasks", "with_callbacks"]
+__all__ = ["CallbackSupportMixin", "EpochTasks", "find_stacklevel", "with_callbacks"]
+
+
+def find_stacklevel() -> int:
+    """Return the ``stacklevel`` of who called this package, for a warning where this is called."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("sktransfer.", "sklearn.callback.")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class EpochTasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sktransfer.transfer.callbacks import CallbackSupportMixin, EpochTasks
+from sktransfer.transfer.callbacks import CallbackSupportMixin, EpochTasks, find_stacklevel
 from sktransfer.transfer.coordinates import Coordinates, check_sample_weight, choose_coordinates
 from sktransfer.transfer.held import Held
 from sktransfer.transfer.networks import Objective, compute_outputs, draw_parameters
@@ -63,8 +64,7 @@ class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
     source = Held()
 
     def _fit(self, X, y, sample_weight, *, incremental=False, classes=None):
-        if self.source is not None:
-            find_network(self.source)  # before its parameters are read
+        self._check_source()  # before its parameters are read
         settings = read_settings(self)
         if incremental and settings.early_stopping:
             raise ValueError("early_stopping must be False for partial_fit, which sees a part of the rows. Got True.")
@@ -80,6 +80,13 @@ class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
         tasks = None if incremental else self._begin_tasks(X, y, weights, settings)
         self._train(Layers(parameters, entrance, frozen), pull, Rows(scaled, targets, weights), settings, random, tasks)
         return self
+
+    def _check_source(self):
+        if self.source is not None and find_network(self.source)[0] is self:
+            raise ValueError(
+                "source must be another estimator. Got the estimator itself: pass copy.deepcopy(estimator), or set "
+                "warm_start=True to go on from its own weights."
+            )
 
     def _scale(self, X, *, raw, keep):
         """Return the coordinates of the training, and X in them; raw ones for frozen layers."""
@@ -175,17 +182,21 @@ class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
 
     def _split(self, rows, settings, random):
         """Set rows aside for early stopping."""
-        arrays = [rows.X, rows.y] + ([] if rows.sample_weight is None else [rows.sample_weight])
-        # a single column of classes alone, as in scikit-learn
-        stratify = rows.y if is_classifier(self) and rows.y.shape[1] == 1 else None
-        parts = train_test_split(
-            *arrays, random_state=random, test_size=settings.validation_fraction, stratify=stratify
-        )
-        train, held_out = (Rows(*part) if len(part) == 3 else Rows(*part, None) for part in (parts[::2], parts[1::2]))
-        if len(held_out.y) < 2:
+        fraction, n_rows = settings.validation_fraction, len(rows.y)
+        n_held_out = math.ceil(fraction * n_rows)
+        if not 2 <= n_held_out < n_rows:
             raise ValueError(
-                f"The validation set of early stopping must have 2 rows or more. Got {len(held_out.y)} instead: raise "
-                "validation_fraction, or set early_stopping=False."
+                f"The validation set of early stopping must have 2 rows or more, and leave some. Got {n_held_out} of "
+                f"{n_rows} instead: change validation_fraction, or set early_stopping=False."
+            )
+        # a single column of classes alone, as in scikit-learn
+        stratify = self._decode(rows.y) if is_classifier(self) and rows.y.shape[1] == 1 else None
+        split = train_test_split(np.arange(n_rows), random_state=random, test_size=fraction, stratify=stratify)
+        train, held_out = (rows.take(index) for index in split)
+        if not (train.weigh() and held_out.weigh()):
+            raise ValueError(
+                "sample_weight must be above zero for rows of the validation set of early stopping, and for others. "
+                "Got zero for all of the former or the latter instead: set early_stopping=False."
             )
         return train, held_out
 
@@ -208,7 +219,7 @@ class MultilayerPerceptron(CallbackSupportMixin, BaseEstimator):
         if self.batch_size is not None and settings.batch_size > n_rows:
             warnings.warn(
                 f"batch_size must be {n_rows} at most, the number of rows. Got {self.batch_size}; {n_rows} is used.",
-                stacklevel=5,
+                stacklevel=find_stacklevel(),
             )
         return min(settings.batch_size, n_rows)
 

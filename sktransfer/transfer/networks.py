@@ -102,7 +102,8 @@ class Pull:
         if weight.any():
             anchor = self.anchors[index]
             parameter -= anchor  # in this form a weight beyond all bounds gives p0 itself
-            parameter /= 1 + step * (weight / n)
+            with np.errstate(over="ignore"):
+                parameter /= 1 + step * (weight / n)
             parameter += anchor
 
 

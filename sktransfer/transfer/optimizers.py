@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from sktransfer.transfer.networks import Floats, Parameters, Pull
-
-
-class Optimizer(Protocol):
-    """What the training loop asks of an optimizer."""
-
-    def step(self, parameters: Parameters, gradients: Parameters, pull: Pull | None, n: float) -> None:
-        """Change the parameters in place, by their gradients without the pull and then by the pull / n."""
-
-    def end_epoch(self, n_seen: int) -> None:
-        """Adapt the learning rate to the number of rows seen so far."""
-
-    def slow_down(self) -> bool:
-        """Lower the learning rate of a training that stalls; False if there is no going on."""
 
 
 @dataclass
@@ -44,7 +30,7 @@ class SGD:
         self.rate = self.initial_rate
 
     def step(self, parameters: Parameters, gradients: Parameters, pull: Pull | None, n: float) -> None:
-        """Change the parameters in place."""
+        """Change the parameters in place, by their gradients without the pull and then by the pull / n."""
         if len(self.velocities) != len(parameters):
             self.velocities = [np.zeros_like(parameter) for parameter in parameters]
         size = self.rate / max(1 - self.momentum, 1e-16)  # a momentum of 1 never settles: the source wins
@@ -89,7 +75,7 @@ class Adam:
     squares: Parameters = field(default_factory=list)
 
     def step(self, parameters: Parameters, gradients: Parameters, pull: Pull | None, n: float) -> None:
-        """Change the parameters in place."""
+        """Change the parameters in place, by their gradients without the pull and then by the pull / n."""
         if len(self.means) != len(parameters):
             self.means = [np.zeros_like(parameter) for parameter in parameters]
             self.squares = [np.zeros_like(parameter) for parameter in parameters]

@@ -15,6 +15,7 @@ from sklearn.utils.validation import validate_data
 from sktransfer.transfer.callbacks import with_callbacks
 from sktransfer.transfer.coordinates import few_labels
 from sktransfer.transfer.multilayer import MultilayerPerceptron, has_stochastic_solver
+from sktransfer.transfer.perceptron_settings import is_weight
 from sktransfer.transfer.perceptron_sources import Outputs, unused_classes
 
 
@@ -337,6 +338,8 @@ class TransferMLPClassifier(ClassifierMixin, MultilayerPerceptron):
             In the order of `classes_`. Rows add up to 1, but for multilabel y.
         """
         outputs = self._compute(X)
+        if len(self.classes_) == 1:
+            return np.ones_like(outputs)
         return np.hstack([1 - outputs, outputs]) if self.n_outputs_ == 1 else outputs
 
     def predict_log_proba(self, X):
@@ -368,15 +371,23 @@ class TransferMLPClassifier(ClassifierMixin, MultilayerPerceptron):
         if fresh:
             binarizer = LabelBinarizer().fit(y if classes is None or multilabel else np.asarray(classes))
             self._label_binarizer, self.classes_ = binarizer, binarizer.classes_
-        elif classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
-            raise ValueError(f"classes must stay those of the first call, {self.classes_}. Got {classes} instead.")
-        self._check_labels(y, same=not fresh and not incremental)
+        if classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
+            raise ValueError(
+                f"classes must be {self.classes_}, those of the first call, or of multilabel y the numbers of its "
+                f"columns. Got {classes} instead."
+            )
+        self._check_labels(y, multilabel, same=not fresh and not incremental)
         self.unused_source_classes_ = unused_classes(self)
         targets = self._label_binarizer.transform(y).astype(bool)
         activation = "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
         return X, y, targets, Outputs(activation, targets.shape[1], self.classes_)
 
-    def _check_labels(self, y, *, same):
+    def _check_labels(self, y, multilabel, *, same):
+        if multilabel != self._label_binarizer.y_type_.startswith("multilabel"):
+            kinds = "one label for each row", "a multilabel indicator"
+            raise ValueError(
+                f"y must be {kinds[not multilabel]}, as it was in the first call. Got {kinds[multilabel]} instead."
+            )
         labels = unique_labels(y)
         new = np.setdiff1d(labels, self.classes_)
         if len(new):
@@ -391,9 +402,28 @@ class TransferMLPClassifier(ClassifierMixin, MultilayerPerceptron):
         """Multiply the class weights into the sample weights."""
         if self.class_weight is None:
             return sample_weight
+        self._check_class_weight(y, incremental=incremental)
+        with np.errstate(divide="ignore"):  # of "balanced" and a class all of whose rows have weight 0
+            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight)
+        weights = np.where(np.isinf(weights), 0, weights)[np.searchsorted(self.classes_, y)]
+        if sample_weight is not None:
+            weights *= sample_weight
+        if not weights.any():
+            raise ValueError(
+                f"class_weight and sample_weight must leave some row a weight above zero. Got zero for all {len(y)} "
+                "instead."
+            )
+        return weights
+
+    def _check_class_weight(self, y, *, incremental):
         balanced = isinstance(self.class_weight, str) and self.class_weight == "balanced"
-        if not balanced and not isinstance(self.class_weight, dict):
-            raise ValueError(f'class_weight must be None, "balanced" or a dict. Got {self.class_weight!r} instead.')
+        if not balanced and not (
+            isinstance(self.class_weight, dict) and all(map(is_weight, self.class_weight.values()))
+        ):
+            raise ValueError(
+                f'class_weight must be None, "balanced" or a dict of finite numbers >= 0. Got {self.class_weight!r} '
+                "instead."
+            )
         if y.ndim == 2:
             raise ValueError(f"class_weight must be None for multilabel y. Got {self.class_weight!r} instead.")
         if balanced and incremental:
@@ -401,10 +431,6 @@ class TransferMLPClassifier(ClassifierMixin, MultilayerPerceptron):
                 'class_weight must be None or a dict for partial_fit, which does not see all rows. Got "balanced" '
                 "instead: compute_class_weight of sklearn.utils.class_weight gives its weights."
             )
-        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight)[
-            np.searchsorted(self.classes_, y)
-        ]
-        return weights if sample_weight is None else weights * sample_weight
 
     def _decode(self, outputs):
         return self._label_binarizer.inverse_transform(outputs)

@@ -53,6 +53,11 @@ def _is_number(value: Any, low: float, high: float = np.inf, *, ends: str = "[]"
     return above and (number < high if ends[1] == ")" else number <= high)
 
 
+def is_weight(value: Any) -> bool:
+    """Tell whether a value is a finite number >= 0."""
+    return _is_number(value, 0, ends="[)")
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, Integral) and _is_number(value, 1)
 
@@ -68,8 +73,8 @@ def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
 
 COUNT = (_is_count, "an integer >= 1")
 FLAG = (_is_flag, "True or False")
-AT_LEAST_ZERO = (lambda value: _is_number(value, 0), "a number >= 0")
-ABOVE_ZERO = (lambda value: _is_number(value, 0, ends="(]"), "a number > 0")
+AT_LEAST_ZERO = (is_weight, "a finite number >= 0")
+ABOVE_ZERO = (lambda value: _is_number(value, 0, ends="()"), "a finite number > 0")
 FROM_ZERO_TO_ONE = (lambda value: _is_number(value, 0, 1), "a number from 0 to 1")
 BELOW_ONE = (lambda value: _is_number(value, 0, 1, ends="[)"), "a number >= 0 and < 1")
 
@@ -78,7 +83,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "activation": _one_of(*ACTIVATIONS),
     "solver": _one_of("adam", "sgd", "lbfgs"),
     "alpha": AT_LEAST_ZERO,
-    "batch_size": (lambda value: value == "auto" or _is_count(value), '"auto" or an integer >= 1'),
+    "batch_size": (
+        lambda value: _is_count(value) or (isinstance(value, str) and value == "auto"),
+        '"auto" or an integer >= 1',
+    ),
     "learning_rate": _one_of("constant", "invscaling", "adaptive"),
     "learning_rate_init": ABOVE_ZERO,
     "power_t": AT_LEAST_ZERO,
@@ -92,7 +100,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "beta_1": BELOW_ONE,
     "beta_2": BELOW_ONE,
     "epsilon": ABOVE_ZERO,
-    "n_iter_no_change": (lambda value: _is_count(value) or value == np.inf, "an integer >= 1 or infinity"),
+    "n_iter_no_change": (
+        lambda value: _is_count(value) or (isinstance(value, Real) and value == np.inf),
+        "an integer >= 1 or infinity",
+    ),
     "max_fun": COUNT,
     "loss": _one_of("squared_error", "poisson"),
     "warm_start": FLAG,
@@ -121,11 +132,9 @@ def read_sizes(value: Any) -> tuple[int, ...]:
 def read_weights(value: Any, n_layers: int) -> list[float]:
     """Return source_weight, a number or one for each layer, as a list."""
     weights = [value] * n_layers if isinstance(value, Real) else value
-    if not isinstance(weights, list | tuple | np.ndarray) or not all(
-        _is_number(weight, 0, ends="[)") for weight in weights
-    ):
+    if not isinstance(weights, list | tuple | np.ndarray) or not all(map(is_weight, weights)):
         raise ValueError(
-            f"source_weight must be a number >= 0, or a list of them, one for each layer. Got {value!r} instead."
+            f"source_weight must be a finite number >= 0, or a list of them, one for each layer. Got {value!r} instead."
         )
     if len(weights) != n_layers:
         raise ValueError(
@@ -144,8 +153,10 @@ def last_estimator(source: Any) -> Any:
 
 
 def _lineage(estimator: Any) -> Iterator[Any]:
-    """Yield the estimator, its source, the source of that, …"""
-    while estimator is not None:
+    """Yield the estimator, its source, the source of that, …, each once."""
+    seen = set()
+    while estimator is not None and id(estimator) not in seen:
+        seen.add(id(estimator))
         yield estimator
         source = getattr(estimator, "source", None)
         estimator = None if source is None else last_estimator(source)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sktransfer.transfer.callbacks import find_stacklevel
 from sktransfer.transfer.coordinates import warn_if_standardised
 from sktransfer.transfer.held import check_features, feature_names, fold_steps, is_estimator, split_pipeline
 from sktransfer.transfer.networks import Floats, Parameters, Pull, draw_layer
@@ -63,9 +64,8 @@ class Inheritance:
         layer_weights = read_weights(source_weight, depth)
         if not any(layer_weights):
             return None
-        weights = [
-            np.full(len(biases), weight, dtype=dtype)
-            for biases, weight in zip(self.parameters[depth:], layer_weights, strict=True)
+        weights: list[Floats] = [  # float64 always: 1e300 is allowed
+            np.full(len(biases), weight) for biases, weight in zip(self.parameters[depth:], layer_weights, strict=True)
         ]
         weights[-1] = weights[-1] * self.known
         return Pull([array.astype(dtype) for array in self.parameters], weights * 2)
@@ -146,7 +146,7 @@ def inherit(estimator: Any, X: Any, outputs: Outputs, entrance: Entrance) -> Inh
     source = read_source(estimator)
     check_architecture(estimator, source)
     if source.folded and estimator.scaler is None:
-        warn_if_standardised(X, stacklevel=6)
+        warn_if_standardised(X, find_stacklevel() + 1)
     if estimator.transfer == "features":
         columns, known = _nothing(source, outputs)
     else:

@@ -13,8 +13,9 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import gen_batches, shuffle
 
+from sktransfer.transfer.callbacks import find_stacklevel
 from sktransfer.transfer.networks import Floats, Objective, Parameters, Pull
-from sktransfer.transfer.optimizers import Optimizer
+from sktransfer.transfer.optimizers import SGD, Adam
 from sktransfer.transfer.perceptron_settings import Settings
 
 STOPPED = 99  # scipy's status of a minimisation that its callback has stopped
@@ -96,7 +97,7 @@ class Stochastic:
     rows: Rows
     settings: Settings
     batch_size: int
-    optimizer: Optimizer
+    optimizer: SGD | Adam
     progress: Progress
     random: np.random.RandomState
     watch: Watch
@@ -123,21 +124,22 @@ class Stochastic:
                 if not self.incremental:
                     _warn_of_limit(f"{max_iter} epochs")
         except KeyboardInterrupt:
-            warnings.warn("The training was interrupted: the weights are those of that moment.", stacklevel=5)
+            message = "The training was interrupted: the weights are those of that moment."
+            warnings.warn(message, stacklevel=find_stacklevel())
         return best
 
     def _pass(self, order: npt.NDArray[np.intp]) -> float:
-        """Go through all batches once; return the mean of their objectives."""
-        total = 0.0
+        """Go through all batches once; return the mean of their objectives, over rows."""
+        total, n_rows = 0.0, 0
         for part in gen_batches(len(order), self.batch_size):
             batch = self.rows.take(order[part] if self.settings.shuffle else part)
             n = batch.weigh()
             if n == 0:  # all of its rows have weight 0: nothing to learn
                 continue
             loss, gradients = self.objective.evaluate(self.parameters, batch.X, batch.y, batch.sample_weight)
-            total += loss * len(batch.y)
+            total, n_rows = total + loss * len(batch.y), n_rows + len(batch.y)
             self.optimizer.step(self.parameters, gradients, self.objective.pull, n)
-        return total / len(order)
+        return total / n_rows
 
     def _end_epoch(self, loss: float) -> bool:
         """Note a pass; True if the score on the validation set is the best so far."""
@@ -229,6 +231,7 @@ def train_with_lbfgs(
     start = variables.read(parameters)
     result = minimize(evaluate, start, method="L-BFGS-B", jac=True, options=options, callback=end_iteration)
     progress.n_iter, progress.loss = min(int(result.nit), settings.max_iter), float(result.fun)
+    progress.best_loss = min(progress.best_loss, progress.loss)  # also where it started at the minimum
     if result.status not in {0, STOPPED}:
         _warn_of_limit(f"{progress.n_iter} iterations of L-BFGS-B ({result.message.strip()})")
     return [array.astype(parameters[0].dtype) for array in variables.express(result.x)]
@@ -243,5 +246,5 @@ def _warn_of_limit(limit: str) -> None:
         f"The training ended before it converged, after {limit}. Raise max_iter, or scale the features "
         "(scaler=StandardScaler()).",
         ConvergenceWarning,
-        stacklevel=5,
+        stacklevel=find_stacklevel(),
     )
