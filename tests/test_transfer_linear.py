@@ -10,12 +10,13 @@ import scipy.optimize
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
+from sklearn.compose import make_column_transformer
 from sklearn.cross_decomposition import PLSRegression
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine, make_classification
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.feature_selection import SelectKBest
 from sklearn.frozen import FrozenEstimator
@@ -29,21 +30,25 @@ from sklearn.linear_model import (
 )
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
+    OneHotEncoder,
     RobustScaler,
     StandardScaler,
 )
-from sklearn.svm import SVC, LinearSVC
+from sklearn.svm import SVC, SVR, LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
+from threadpoolctl import threadpool_info
 
 from sktransfer import TransferLogisticRegression, TransferMLPClassifier, TransferRidge
 from sktransfer.transfer import softmax
 from sktransfer.transfer.affine import fold
+from sktransfer.transfer.coordinates import limit_threads
 
 
 def make_task(n, d, n_classes, seed=0):
@@ -184,6 +189,7 @@ def test_a_gradient_equals_finite_differences():
     X, y = make_task(12, 3, 3)
     problem = softmax.Problem(X, y, np.ones(12), np.ones((3, 3)), np.ones(3), 0.5, 0.2, True)
     descent = softmax._Descent(problem, X @ problem.coef.T + problem.intercept)
+    descent._precondition(None)
     u = np.random.default_rng(0).standard_normal((3, 4))
     point = descent._evaluate(u)
     for index in np.ndindex(u.shape):
@@ -214,6 +220,19 @@ def test_no_source_weight_gives_the_plain_fit():
 
 
 SCALERS = [StandardScaler(), RobustScaler(), MinMaxScaler(), MaxAbsScaler(), PCA(), PCA(whiten=True)]
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_without_an_intercept_the_sources_is_left_out(n_classes):
+    X, y = make_task(60, 3, n_classes)
+    source = random_source(np.random.default_rng(0), range(n_classes), 3)
+    bare = {label: (coef, 0.0) for label, (coef, _) in source.items()}
+    heads = [TransferLogisticRegression(given, fit_intercept=False).fit(X, y) for given in (source, bare)]
+    np.testing.assert_allclose(heads[0].coef_, heads[1].coef_, atol=1e-6)
+    assert not heads[0].intercept_.any()
+    ridge = [TransferRidge((source[1][0], b), fit_intercept=False).fit(X, y) for b in (5.0, 0.0)]
+    np.testing.assert_allclose(ridge[0].coef_, ridge[1].coef_)
+    assert ridge[0].intercept_ == 0
 
 
 @pytest.mark.parametrize("own", [None, *SCALERS], ids=repr)
@@ -336,7 +355,7 @@ def test_a_source_with_two_classes_enters_three_as_half_its_row_each():
 
 def test_a_source_of_other_labels_is_warned_of():
     X, y = make_task(50, 3, 3)
-    with pytest.warns(UserWarning, match=r"the source has 'a', 'b', y has 0, 1, 2.*labels of the same type"):
+    with pytest.warns(UserWarning, match=r"No class of source is.*has 'a', 'b', y has 0, 1, 2.*of the same type"):
         head = TransferLogisticRegression(random_source(np.random.default_rng(0), "ab", 3)).fit(X, y)
     assert head.unused_source_classes_.tolist() == ["a", "b"]
 
@@ -461,11 +480,43 @@ def test_separable_data_without_any_penalty_stop():
     assert head.score(X, y) == 1
 
 
-def test_a_gradient_norm_proves_the_optimum():
-    X, y = make_task(100, 5, 3)
-    source = random_source(np.random.default_rng(0), range(3), 5)
-    head = TransferLogisticRegression(source, tol=1e-6).fit(X, y)
-    assert head.gradient_norm_ <= 1e-6 * 2 * np.linalg.norm(np.column_stack([head.coef_, head.intercept_]))
+@pytest.mark.parametrize(("n", "d"), [(100, 5), (20, 90)], ids=["tall", "wide"])
+def test_a_gradient_norm_proves_the_optimum(n, d):
+    X, y = make_task(n, d, 3)
+    source = random_source(np.random.default_rng(0), range(3), d)
+    head = TransferLogisticRegression(source, source_weight=0.5, tol=1e-6).fit(X, y)
+    theta = np.column_stack([head.coef_, head.intercept_])
+    gradient = fast_objective(theta.ravel(), X, y, 1.0, [(align(source, 3), 0.5)])[1]
+    assert head.gradient_norm_ == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
+    assert head.gradient_norm_ <= 1e-6 * 1.5 * np.linalg.norm(theta)
+
+
+def test_few_rows_of_many_columns_are_solved_in_the_space_of_the_rows(monkeypatch):
+    X, y = make_task(20, 90, 3)
+    source = random_source(np.random.default_rng(0), range(3), 90)
+    small = TransferLogisticRegression(source, tol=1e-8).fit(X, y)
+    shapes = []
+    monkeypatch.setattr(softmax, "_reduce", lambda problem: shapes.append(problem.X.shape) or (problem, None))
+    whole = TransferLogisticRegression(source, tol=1e-8).fit(X, y)
+    assert shapes == [(20, 90)]
+    np.testing.assert_allclose(small.coef_, whole.coef_, atol=1e-6)
+
+
+@pytest.mark.parametrize("C", [1e-8, 1e-5, 1e-2])
+def test_a_free_intercept_converges_however_strong_the_penalty(C):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((1000, 20))
+    y = (X[:, 0] + 0.5 * rng.standard_normal(1000) > 1.6).astype(int)
+    plain = LogisticRegression(C=C, tol=1e-12, solver="newton-cholesky").fit(X, y)
+    head = TransferLogisticRegression(C=C).fit(X, y)
+    np.testing.assert_allclose(head.intercept_, plain.intercept_, atol=1e-5)
+    np.testing.assert_allclose(head.coef_, plain.coef_, atol=1e-4 * np.abs(plain.coef_).max())
+
+
+def test_features_that_nobody_scaled_converge():
+    X, y = (part[:1000] for part in load_digits(return_X_y=True))
+    head = TransferLogisticRegression(C=10).fit(X, y)  # classes become certain: curvature is measured anew
+    assert head.n_iter_ < 1000
 
 
 @pytest.mark.parametrize("head", [TransferLogisticRegression, TransferMLPClassifier])
@@ -477,6 +528,9 @@ def test_one_label_a_class_is_no_regression(head):
 
 def test_threads_can_be_limited():
     X, y = make_task(100, 5, 3)
+    with limit_threads(2), limit_threads(1):
+        assert {library["num_threads"] for library in threadpool_info()} == {1}
+    assert TransferLogisticRegression(n_jobs=-1).fit(X, y).n_iter_ > 0
     np.testing.assert_allclose(
         TransferLogisticRegression(n_jobs=1).fit(X, y).coef_, TransferLogisticRegression().fit(X, y).coef_, rtol=1e-9
     )
@@ -523,6 +577,16 @@ def test_ridge_without_a_source_is_ridge(n, d, C, fit_intercept):
         np.testing.assert_allclose(head.intercept_, plain.intercept_, atol=1e-8)
 
 
+@pytest.mark.parametrize("C", [1.0, 1e6, np.inf])
+@pytest.mark.parametrize(("n", "d"), [(60, 5), (12, 30)], ids=["tall", "wide"])
+@pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array], ids=["dense", "sparse"])
+def test_ridge_keeps_its_digits_far_from_zero(kind, n, d, C):
+    rng = np.random.default_rng(0)
+    X, y, far = rng.standard_normal((n, d)), rng.standard_normal(n), 1e4 if kind is not np.asarray else 1e6
+    near, shifted = (TransferRidge(C=C).fit(kind(A), y).predict(kind(A)) for A in (X, X + far))
+    np.testing.assert_allclose(shifted, near, atol=1e-5)
+
+
 def test_ridge_without_any_penalty_is_least_squares():
     X, y = load_diabetes(return_X_y=True)
     head = TransferRidge(C=np.inf).fit(X, y)
@@ -561,10 +625,12 @@ BAD = [
     ({"C": "1"}, r"C must be > 0\. Got '1' instead"),
     ({"source_weight": -1}, r"source_weight must be finite and >= 0\. Got -1 instead"),
     ({"source_weight": np.inf}, r"source_weight must be finite and >= 0\. Got inf instead"),
+    ({"source_weight": None}, r"source_weight must be finite and >= 0\. Got None instead"),
+    ({"source": [], "source_weight": [None]}, r"Got 1 numbers for 0 sources"),
     ({"source_weight": [1, 2]}, r"one number for each source\. Got 2 numbers for 0 sources"),
     ({"scaler": StandardScaler}, r"scaler must be None or a transformer with inverse_transform"),
     ({"scaler": SelectKBest}, r"scaler must be None or a transformer"),
-    ({"n_jobs": 0}, r"n_jobs must be an integer >= 1\. Got 0 instead"),
+    ({"n_jobs": 0}, r"n_jobs must be None, an integer >= 1, or -1 for all cores\. Got 0 instead"),
     ({"source": RandomForestClassifier}, r"source must be a fitted linear .*Got ABCMeta instead"),
     ({"source": "resnet50"}, r"source must be a fitted linear .*Got str instead"),
 ]
@@ -583,11 +649,13 @@ def test_a_bad_parameter_is_named_with_what_it_must_be(head, options, message):
     [
         ({"tol": 0}, r"tol must be finite and > 0\. Got 0"),
         ({"max_iter": 1.5}, r"max_iter must be an integer >= 1\. Got 1\.5"),
+        ({"C": 5e-324}, r"C must be > 0\. Got 5e-324"),
+        ({"class_weight": {0: -1.0}}, r"sample_weight times class_weight must be finite and >= 0\. Got -1\.0"),
         ({"solver": "saga"}, r'solver must be "lbfgs"\. Got \'saga\''),
         ({"source": {}}, r"at least one class\. Got an empty dict"),
         ({"source": {0: 3.0}}, r"\(coefficients, intercept\)\. Got float for 0"),
-        ({"source": {0: ([1, 2, 3], 0), 1: ([1, 2], 0)}}, r"of one length \(3\).*Got shape \(2,\) for 1"),
-        ({"source": {0: ([1, 2, np.nan], 0)}}, r"finite coefficients of one length"),
+        ({"source": {0: ([1, 2, 3], 0), 1: ([1, 2], 0)}}, r"of one length, 3\. Got shape \(2,\) for 1"),
+        ({"source": {0: ([1, 2, np.nan], 0)}}, r"must have finite coefficients and intercepts\. Got others for 0"),
         ({"source": {0: ([1, 2], 0)}}, r"source must take as many features as X has, 3\. Got 2 instead"),
         ({"source": [{0: ([1] * 3, 0)}, {0: ([1, 2], 0)}]}, r"source\[1\] must take as many features"),
         ({"source": LogisticRegression()}, r"source must be fitted\. Got LogisticRegression, which is not"),
@@ -618,11 +686,41 @@ def test_a_source_that_is_no_linear_classifier_is_refused(source, message):
 
 
 @pytest.mark.parametrize(
+    "source",
+    [SVC(gamma=1.0), SVR(gamma=1.0), KNeighborsRegressor(), RandomForestRegressor(5), HistGradientBoostingClassifier()],
+    ids=lambda source: type(source).__name__,
+)
+def test_what_is_flat_far_from_the_data_is_not_taken_for_linear(source):
+    X, y = make_task(200, 3, 2)
+    X, y = 1.6e9 + 1e7 * X, y + 10**6 * (not is_classifier(source))  # seconds since 1970
+    head = TransferLogisticRegression if is_classifier(source) else TransferRidge
+    with pytest.raises(ValueError, match="must be linear"):
+        head(source.fit(X, y)).fit(X, y)
+
+
+def test_one_hot_codes_among_a_sources_steps_are_refused():
+    X, y = make_task(200, 3, 3)
+    codes = np.column_stack([X, np.arange(200) % 4 + 1.0])
+    columns = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [3]), remainder=StandardScaler())
+    source = make_pipeline(columns, LogisticRegression(C=100.0)).fit(codes, (y + codes[:, 3]) % 3)
+    with pytest.raises(ValueError, match=r"source must be linear.*one-hot codes"):
+        TransferLogisticRegression(source).fit(codes, y)
+
+
+def test_a_dict_of_many_weights_has_a_short_repr_and_one_copy():
+    source = random_source(np.random.default_rng(0), range(100), 50)
+    head = TransferLogisticRegression(source)
+    assert "<coefficients of 100 classes>" in repr(head)
+    assert clone(head).source is head.source
+    assert head.source == source
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         (PoissonRegressor(), r"its predict must be X @ coef\.T \+ intercept\. Got PoissonRegressor"),
         (LogisticRegression(), r"must be a linear regressor\. Got LogisticRegression"),
-        (([1.0, np.nan], 0.0), r"\(coefficients, intercept\), finite"),
+        (([1.0, np.nan], 0.0), r"all of them finite numbers"),
         (([[1.0] * 3] * 2, 0.0), r"as many outputs as y has columns, 1\. Got 2"),
     ],
     ids=lambda value: str(value)[:40],
@@ -632,6 +730,15 @@ def test_a_source_that_is_no_linear_regressor_is_refused(source, message):
     source = source if isinstance(source, tuple) else source.fit(X, y)
     with pytest.raises((ValueError, TypeError), match=message):
         TransferRidge(source).fit(X, y)
+
+
+def test_a_class_without_any_weight_does_not_unbalance_the_others():
+    X, y = make_task(60, 3, 3)
+    weights = (y != 2).astype(float)
+    head = TransferLogisticRegression(class_weight="balanced").fit(X, y, weights)
+    two = TransferLogisticRegression(class_weight="balanced").fit(X[y != 2], y[y != 2])
+    assert np.isfinite(head.coef_).all()
+    assert (head.predict(X[y != 2]) == two.predict(X[y != 2])).mean() > 0.95
 
 
 def test_one_class_is_refused_by_its_name():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import joblib
 import numpy as np
 import scipy.sparse
 from sklearn.base import clone
+from threadpoolctl import threadpool_limits
 
 from sktransfer.transfer.affine import Array, as_function, fold
 
@@ -96,7 +98,7 @@ def few_labels() -> Iterator[None]:
         yield
 
 
-def check_sample_weight(sample_weight: Any, n_rows: int) -> Array:
+def check_sample_weight(sample_weight: Any, n_rows: int, name: str = "sample_weight") -> Array:
     """Return the weights of n rows as float64, ones where there are none."""
     if sample_weight is None:
         return np.ones(n_rows)
@@ -104,19 +106,35 @@ def check_sample_weight(sample_weight: Any, n_rows: int) -> Array:
     if weights.ndim == 0:
         weights = np.full(n_rows, float(weights))
     if weights.shape != (n_rows,):
-        raise ValueError(f"sample_weight must have shape ({n_rows},). Got shape {weights.shape} instead.")
+        raise ValueError(f"{name} must have shape ({n_rows},). Got shape {weights.shape} instead.")
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(wrong):
-        raise ValueError(f"sample_weight must be finite and >= 0. Got {weights[wrong[0]]} in row {wrong[0]} instead.")
+        raise ValueError(f"{name} must be finite and >= 0. Got {weights[wrong[0]]} in row {wrong[0]} instead.")
     if not weights.any():
-        raise ValueError(f"sample_weight must be above zero for some row. Got zero for all {n_rows} instead.")
+        raise ValueError(f"{name} must be above zero for some row. Got zero for all {n_rows} instead.")
     return weights
+
+
+def check_jobs(n_jobs: Any) -> None:
+    """Raise unless n_jobs is None or a whole number but 0, as joblib counts."""
+    right = isinstance(n_jobs, int | np.integer) and not isinstance(n_jobs, bool) and n_jobs != 0
+    if n_jobs is not None and not right:
+        raise ValueError(f"n_jobs must be None, an integer >= 1, or -1 for all cores. Got {n_jobs!r} instead.")
+
+
+def limit_threads(n_jobs: int | None) -> AbstractContextManager[Any]:
+    """Keep the BLAS library to n_jobs threads for a while."""
+    limits: AbstractContextManager[Any] = (
+        nullcontext() if n_jobs is None else threadpool_limits(joblib.effective_n_jobs(n_jobs))
+    )
+    return limits
 
 
 def check_number(name: str, value: Any, *, low: float, whole: bool = False, infinite: bool = False) -> None:
     """Raise unless a parameter is a number above low (at least low, if it must be whole)."""
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     right = isinstance(value, kinds) and not isinstance(value, bool)
-    if not right or not (value >= low if whole else value > low) or (np.isinf(value) and not infinite):
+    tiny = right and not whole and 0 < value < np.finfo(float).tiny  # whose inverse is infinite
+    if not right or tiny or not (value >= low if whole else value > low) or (np.isinf(value) and not infinite):
         rule = f"an integer >= {low}" if whole else f"{'' if infinite else 'finite and '}> {low}"
         raise ValueError(f"{name} must be {rule}. Got {value!r} instead.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sktransfer.transfer.affine import Array, as_function, fold
 
 
 class Held:
-    """Parameter that keeps fitted estimators through clone, by holding each in a FrozenEstimator.
+    """Parameter that keeps fitted estimators through clone, by holding each in a FrozenEstimator (dicts in Weights).
 
     ``clone`` copies a parameter's settings and drops what it has learnt, unless it is frozen. Both ``__init__`` and
     ``set_params`` come through here.
@@ -36,7 +36,19 @@ class Held:
         vars(instance)[self._name] = _freeze(value)
 
 
+class Weights(dict[Any, Any]):
+    """Class -> (coefficients, intercept), with a short repr and one copy for all clones."""
+
+    def __repr__(self) -> str:
+        return f"<coefficients of {len(self)} classes>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
+        return self
+
+
 def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value if isinstance(value, Weights) else Weights(value)
     if isinstance(value, list | tuple):
         frozen = [_freeze(item) for item in value]
         # clone insists on the very object it passed, so one with nothing to freeze stays

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 
 import numpy as np
 import scipy.special
@@ -12,13 +11,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 from sktransfer.transfer.coordinates import (
+    check_jobs,
     check_number,
     check_sample_weight,
     choose_coordinates,
-    few_labels,
+    limit_threads,
     warn_if_standardised,
 )
 from sktransfer.transfer.held import Held
@@ -70,7 +69,7 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
     source_weight : float or list of float, default=1.0
         λ_j, at least 0: one number for all sources or one for each.
     fit_intercept : bool, default=True
-        Without an intercept the sources' are left out too.
+        Without an intercept the sources' are left out too (a scaler that centres brings one all the same).
     class_weight : dict, "balanced" or None, default=None
         As in scikit-learn.
     scaler : transformer or None, default=None
@@ -84,9 +83,9 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
     max_iter : int, default=1000
     tol : float, default=1e-5
         Stops where the gradient proves that the coefficients are within tol of the optimum, relative to their norm:
-        ‖gradient‖ <= tol (λ + Σλ_j) ‖(W, b)‖.
+        ‖gradient‖ <= tol (λ + Σλ_j) ‖(W, b)‖, and for intercepts without a source <= 0.001 tol Σ s_i.
     n_jobs : int, default=None
-        Threads for products of matrices. None leaves them to the BLAS library.
+        Threads for products of matrices, -1 for all cores. None leaves them to the BLAS library.
 
     Attributes
     ----------
@@ -97,8 +96,6 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
     unused_source_classes_ : ndarray
         Classes of the sources that y does not have.
     n_iter_ : int
-    objective_ : float
-        The value of the expression above.
     gradient_norm_ : float
         Euclidean norm of its gradient, in scaled features.
     n_features_in_ : int
@@ -178,8 +175,7 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
         """
         self._check_parameters()
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32])
-        with few_labels():
-            check_classification_targets(y)
+        check_classification_targets(np.repeat(np.unique(y), 3))  # which takes few labels a class for values otherwise
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -188,18 +184,21 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
             )
         weights = check_sample_weight(sample_weight, len(encoded))
         if self.class_weight is not None:
-            by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight)
-            weights = weights * by_class[encoded]
+            with np.errstate(divide="ignore"):  # classes whose samples all have weight 0
+                by_class = compute_class_weight(
+                    self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight
+                )
+            weights = weights * np.where(weights > 0, by_class[encoded], 1.0)
+            weights = check_sample_weight(weights, len(encoded), "sample_weight times class_weight")
         prior = self._read_sources(X)
-        with nullcontext() if self.n_jobs is None else threadpool_limits(self.n_jobs):
+        with limit_threads(self.n_jobs):
             return self._solve(X, encoded, weights, prior)
 
     def _check_parameters(self):
         check_number("C", self.C, low=0, infinite=True)
         check_number("tol", self.tol, low=0)
         check_number("max_iter", self.max_iter, low=1, whole=True)
-        if self.n_jobs is not None:
-            check_number("n_jobs", self.n_jobs, low=1, whole=True)
+        check_jobs(self.n_jobs)
         if self.solver != "lbfgs":
             raise ValueError(f'solver must be "lbfgs". Got {self.solver!r} instead.')
 
@@ -209,11 +208,11 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
             for name, item, weight in read_weights(self.source, self.source_weight)
         ]
         labels = self.classes_.tolist()
-        self.unused_source_classes_ = np.array(find_unused([source for _, source, _ in sources], labels))
+        self.unused_source_classes_ = find_unused(sources, labels)
         if self.scaler is None and any(source.folded for _, source, _ in sources):
             warn_if_standardised(X)
         rows = 1 if len(labels) == 2 else len(labels)
-        return collapse(self, sources, rows, lambda source: match_classes(source, labels))
+        return collapse(self, sources, rows, lambda source: match_classes(source, labels), X)
 
     def _solve(self, X, encoded, weights, prior):
         coordinates, scaled = choose_coordinates(self.scaler, X, getattr(self, "feature_names_in_", None))
@@ -235,8 +234,8 @@ class TransferLogisticRegression(ClassifierMixin, BaseEstimator):
         if not solution.converged:
             warnings.warn(
                 f"The coefficients are not known to be within tol={self.tol} of the optimum after {solution.n_iter} "
-                f"iterations (norm of the gradient {solution.gradient_norm:.2g}). Raise max_iter, scale the features "
-                "(scaler=StandardScaler()), or lower C.",
+                f"iterations (norm of the gradient {solution.gradient_norm:.2g}). Raise max_iter, or scale the "
+                "features (scaler=StandardScaler()).",
                 ConvergenceWarning,
                 stacklevel=3,
             )

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import scipy.sparse
 
-from sktransfer.transfer.affine import Array, as_function, fold
-from sktransfer.transfer.held import check_features, feature_names, fold_steps, is_estimator, split_pipeline
+from sktransfer.transfer.affine import Array, Function, as_function, fold
+from sktransfer.transfer.held import check_features, feature_names, fold_steps, is_estimator, split_pipeline, unwrap
+
+ROWS = 64  # of X, on which sources are checked
+TOLERANCE = 1e-6  # of how far values on them spread
+ROUNDING = 1e-10  # of the values
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class LinearSource:
     classes: tuple[Any, ...] = ()  # one a row; a regressor has none
     names: Any = None  # of the d features, if it was fitted with names
     folded: bool = False  # whether there were steps in front of its coefficients
+    function: Function | None = None  # what the estimator itself gives for rows of X
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,16 @@ def read_weights(source: Any, source_weight: Any) -> list[tuple[str, Any, float]
         If a weight is not a finite number >= 0, or there are not as many weights as sources.
     """
     sources = list(source) if isinstance(source, list) else [] if source is None else [source]
-    weights = list(source_weight) if np.ndim(source_weight) else [source_weight] * len(sources)
-    if np.ndim(source_weight) and len(weights) != len(sources):
+    several = isinstance(source_weight, Sequence | np.ndarray) and not isinstance(source_weight, str)
+    weights = list(source_weight) if several else [source_weight] * len(sources)
+    if several and len(weights) != len(sources):
         raise ValueError(
             f"source_weight must be a number, or one number for each source. Got {len(weights)} numbers for "
             f"{len(sources)} sources instead."
         )
-    for weight in weights or [source_weight]:
-        if isinstance(weight, bool) or not np.isreal(weight) or not 0 <= weight < np.inf:
+    for weight in weights if several or sources else [source_weight]:
+        number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < np.inf:
             raise ValueError(f"source_weight must be finite and >= 0. Got {weight!r} instead.")
     names = ["source"] if not isinstance(source, list) else [f"source[{i}]" for i in range(len(sources))]
     return [(name, item, float(weight)) for name, item, weight in zip(names, sources, weights, strict=False)]
@@ -78,7 +87,8 @@ def read_classifier(source: Any) -> LinearSource:
         )
     last, steps = split_pipeline(source)
     classes = getattr(last, "classes_", None)
-    if classes is None or not hasattr(last, "decision_function") or isinstance(classes, list):
+    labels = not isinstance(classes, list) and not getattr(last, "multilabel_", False)
+    if classes is None or not hasattr(last, "decision_function") or not labels:
         raise TypeError(
             f"source must be a linear classifier (with classes_ and decision_function). Got {type(last).__name__} "
             "instead."
@@ -92,7 +102,11 @@ def read_classifier(source: Any) -> LinearSource:
             f"from {type(last).__name__} instead: one-versus-one classifiers have none."
         )
     return LinearSource(
-        *fold_steps(steps, coef, intercept), tuple(classes.tolist()), feature_names(last, steps), bool(steps)
+        *fold_steps(steps, coef, intercept),
+        classes=tuple(classes.tolist()),
+        names=feature_names(last, steps),
+        folded=bool(steps),
+        function=as_function(unwrap(source), "decision_function"),
     )
 
 
@@ -101,18 +115,20 @@ def _read_mapping(source: Mapping[Any, Any]) -> LinearSource:
     for label, value in source.items():
         try:
             coef, intercept = value
-            row, offset = np.asarray(coef, dtype=np.float64), float(intercept)
+            row, offset = np.asarray(coef, dtype=np.float64), np.asarray(intercept, dtype=np.float64).item()
         except (TypeError, ValueError):
             raise ValueError(
                 f"source must map each class to (coefficients, intercept). Got {type(value).__name__} for {label!r} "
                 "instead."
             ) from None
         width = row.size if width is None else width
-        if row.shape != (width,) or not (np.isfinite(row).all() and np.isfinite(offset)):
+        if row.shape != (width,):
             raise ValueError(
-                f"source must map each class to finite coefficients of one length ({width}) and a finite intercept. "
-                f"Got shape {row.shape} for {label!r} instead."
+                f"source must map each class to coefficients of one length, {width}. Got shape {row.shape} for "
+                f"{label!r} instead."
             )
+        if not (np.isfinite(row).all() and np.isfinite(offset)):
+            raise ValueError(f"source must have finite coefficients and intercepts. Got others for {label!r} instead.")
         rows.append(row)
         intercepts.append(offset)
     if not rows:
@@ -136,10 +152,16 @@ def read_regressor(source: Any) -> LinearSource:
         If it is something else, not linear, or not fitted.
     """
     if isinstance(source, tuple) and len(source) == 2 and not any(is_estimator(part) for part in source):
-        coef = np.atleast_2d(np.asarray(source[0], dtype=np.float64))
-        intercept = np.broadcast_to(np.asarray(source[1], dtype=np.float64), len(coef))
+        try:
+            coef = np.atleast_2d(np.asarray(source[0], dtype=np.float64))
+            intercept = np.broadcast_to(np.ravel(np.asarray(source[1], dtype=np.float64)), len(coef))
+        except (TypeError, ValueError):
+            coef, intercept = np.zeros((0, 0, 0)), np.zeros(0)
         if coef.ndim != 2 or not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
-            raise ValueError(f"source must be (coefficients, intercept), finite. Got shape {coef.shape} instead.")
+            raise ValueError(
+                "source must be (coefficients of shape (n_features,) or (n_outputs, n_features), one intercept an "
+                "output), all of them finite numbers. Got something else instead."
+            )
         return LinearSource(coef, intercept)
     if not is_estimator(source):
         raise TypeError(
@@ -150,7 +172,12 @@ def read_regressor(source: Any) -> LinearSource:
     if hasattr(last, "classes_") or not hasattr(last, "predict"):
         raise TypeError(f"source must be a linear regressor. Got {type(last).__name__} instead.")
     coef, intercept = _read_linear(last, "predict")
-    return LinearSource(*fold_steps(steps, coef, intercept), names=feature_names(last, steps), folded=bool(steps))
+    return LinearSource(
+        *fold_steps(steps, coef, intercept),
+        names=feature_names(last, steps),
+        folded=bool(steps),
+        function=as_function(unwrap(source), "predict"),
+    )
 
 
 def _read_linear(estimator: Any, method: str) -> tuple[Array, Array]:
@@ -192,18 +219,21 @@ def match_classes(source: LinearSource, classes: Sequence[Any]) -> tuple[Array, 
     return (coef[1:] - coef[:1], intercept[1:] - intercept[:1]) if len(classes) == 2 else (coef, intercept)
 
 
-def find_unused(sources: Sequence[LinearSource], classes: Sequence[Any]) -> list[Any]:
+def find_unused(sources: Sequence[tuple[str, LinearSource, float]], classes: Sequence[Any]) -> npt.NDArray[Any]:
     """Return the classes that sources know and the target has not; warn where one shares none with it."""
-    for source in sources:
-        if not set(source.classes) & set(classes):
+    for name, source, weight in sources:
+        if weight > 0 and not set(source.classes) & set(classes):
             warnings.warn(
-                f"No class of a source is a class of y: the source has {_shorten(source.classes)}, y has "
-                f"{_shorten(classes)}. It pulls all coefficients to zero; are the labels of the same type?",
+                f"No class of {name} is a class of y: it has {_shorten(source.classes)}, y has {_shorten(classes)}. "
+                "It pulls all coefficients to zero; are the labels of the same type?",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-    known = dict.fromkeys(label for source in sources for label in source.classes)
-    return [label for label in known if label not in set(classes)]
+    known = dict.fromkeys(label for _, source, _ in sources for label in source.classes)
+    unused = [label for label in known if label not in set(classes)]
+    result = np.empty(len(unused), dtype=object)
+    result[:] = unused
+    return result
 
 
 def _shorten(classes: Sequence[Any]) -> str:
@@ -215,6 +245,7 @@ def collapse(
     sources: Sequence[tuple[str, LinearSource, float]],
     n_rows: int,
     match: Callable[[LinearSource], tuple[Array, Array]],
+    X: Any,
 ) -> Prior:
     """Fold sources, Σ ½λᵢ‖w − wᵢ‖², into one: ½Λ‖w − w̄‖² with Λ = Σλᵢ and w̄ = Σλᵢwᵢ/Λ, but for a constant.
 
@@ -227,11 +258,14 @@ def collapse(
         Rows of coefficients of the target.
     match : callable
         LinearSource -> (coef, intercept) of the target's rows.
+    X : array or sparse matrix of shape (n_samples, n_features)
+        On some of whose rows the coefficients must give what the sources give.
     """
     coef, intercept = np.zeros((n_rows, estimator.n_features_in_)), np.zeros(n_rows)
     total = sum(weight for *_, weight in sources)
     for name, source, weight in sources:
         check_features(name, source.names, source.coef.shape[1], estimator)
+        check_linear(name, source, X)
         matched, offset = match(source)
         if len(matched) != n_rows:
             raise ValueError(
@@ -241,3 +275,28 @@ def collapse(
             coef += weight / total * matched
             intercept += weight / total * offset
     return Prior(coef, intercept, total)
+
+
+def check_linear(name: str, source: LinearSource, X: Any) -> None:
+    """Raise unless a source's coefficients give what it gives itself, on rows of X and between them.
+
+    Its values on probes far from all data (:func:`fold`) do not show a tree or a kernel there.
+    """
+    if source.function is None:
+        return
+    some = X[:ROWS].toarray() if scipy.sparse.issparse(X) else np.asarray(X[:ROWS])
+    some = some.astype(np.float64)
+    rows = np.vstack([some, (some + some[::-1]) / 2, some * np.linspace(0.5, 1.5, len(some))[:, None]])
+    expected = source.function(rows)
+    coef, intercept = source.coef, source.intercept
+    if expected.shape[1] == 1 and len(coef) == 2:
+        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+    size = (
+        np.abs(expected - expected.mean(axis=0)).max() + np.abs(rows - rows.mean(axis=0)).max(axis=0) @ np.abs(coef).T
+    )
+    wrong = np.abs(rows @ coef.T + intercept - expected) > TOLERANCE * size + ROUNDING * np.abs(expected).max()
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be linear: what it gives for X must be X @ coef.T + intercept, and is not. Trees, kernels "
+            "and steps such as bins and one-hot codes have no such coefficients."
+        )

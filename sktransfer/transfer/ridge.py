@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 from sktransfer.transfer.coordinates import (
+    check_jobs,
     check_number,
     check_sample_weight,
     choose_coordinates,
+    limit_threads,
     warn_if_standardised,
 )
 from sktransfer.transfer.held import Held
@@ -46,13 +45,13 @@ class TransferRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     source_weight : float or list of float, default=1.0
         λ_j, at least 0: one number for all sources or one for each.
     fit_intercept : bool, default=True
-        Without an intercept the sources' are left out too.
+        Without an intercept the sources' are left out too (a scaler that centres brings one all the same).
     scaler : transformer or None, default=None
         What X is scaled with before the fit, such as ``StandardScaler()``: the penalties then hold for coefficients of
         scaled features, to which the sources are converted, and ``coef_`` is converted back. It must have
         ``inverse_transform``.
     n_jobs : int, default=None
-        Threads for products of matrices. None leaves them to the BLAS library.
+        Threads for products of matrices, -1 for all cores. None leaves them to the BLAS library.
 
     Attributes
     ----------
@@ -106,13 +105,12 @@ class TransferRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self
         """
         check_number("C", self.C, low=0, infinite=True)
-        if self.n_jobs is not None:
-            check_number("n_jobs", self.n_jobs, low=1, whole=True)
+        check_jobs(self.n_jobs)
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True)
         weights = check_sample_weight(sample_weight, X.shape[0])
         targets = np.asarray(y, dtype=np.float64).reshape(X.shape[0], -1)
         prior = self._read_sources(X, targets.shape[1])
-        with nullcontext() if self.n_jobs is None else threadpool_limits(self.n_jobs):
+        with limit_threads(self.n_jobs):
             coef, intercept = self._solve(X, targets, weights, prior)
         self.coef_, self.intercept_ = (coef, intercept) if y.ndim == 2 else (coef[0], float(intercept[0]))
         return self
@@ -123,7 +121,7 @@ class TransferRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ]
         if self.scaler is None and any(source.folded for _, source, _ in sources):
             warn_if_standardised(X)
-        return collapse(self, sources, n_outputs, lambda source: (source.coef, source.intercept))
+        return collapse(self, sources, n_outputs, lambda source: (source.coef, source.intercept), X)
 
     def _solve(self, X, targets, weights, prior):
         coordinates, scaled = choose_coordinates(self.scaler, X, getattr(self, "feature_names_in_", None))
@@ -131,14 +129,10 @@ class TransferRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         penalty = 1 / self.C + prior.weight  # λ‖w‖² + Λ‖w − w̄‖² = (λ + Λ)‖w − Λw̄/(λ + Λ)‖², but for a constant
         coef = coef * (prior.weight / penalty if penalty else 0.0)
         intercept = intercept * self.fit_intercept
-        root = np.sqrt(weights)
-        residual = (targets - scaled @ coef.T - intercept) * root[:, None]
-        weighted = scaled.multiply(root[:, None]).tocsr() if scipy.sparse.issparse(scaled) else scaled * root[:, None]
-        ones = root if self.fit_intercept else None
-        n, d = scaled.shape
-        dual = n <= d and penalty > 0
-        step = (solve_dual if dual else solve_primal)(weighted, ones, residual, penalty, prior.weight)
-        coef, intercept = coef + step[:, :d], intercept + (step[:, d] if self.fit_intercept else 0.0)
+        residual = targets - scaled @ coef.T - intercept
+        system = Centred(scaled, residual, weights, prior.weight if self.fit_intercept else None)
+        step = system.solve(penalty)
+        coef, intercept = coef + step.T, intercept + system.find_intercept(step)
         return coordinates.leave(coef, intercept, X.shape[1])
 
     def predict(self, X):
@@ -162,42 +156,72 @@ class TransferRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return tags
 
 
-def solve_primal(X, ones, residual, penalty, intercept_penalty):
-    """Minimise ½‖r − Xv − 1c‖² + ½Λ‖v‖² + ½Λ_b c² over (v, c) of shape (n_outputs, d + 1): one system of d + 1.
+class Centred:
+    """½Σ sᵢ‖rᵢ − xᵢv − c‖² + ½Λ_b‖c‖² with c eliminated: rows around their weighted mean, and one row for the penalty.
 
     Parameters
     ----------
     X : array or CSR matrix of shape (n, d)
-        Rows times the roots of their weights.
-    ones : ndarray of shape (n,) or None
-        The roots of the weights; None for no intercept.
     residual : ndarray of shape (n, n_outputs)
-    penalty, intercept_penalty : float
+    weights : ndarray of shape (n,)
+    intercept_penalty : float or None
+        Λ_b; None for no intercept.
     """
-    d = X.shape[1]
-    gram, moment = X.T @ X, X.T @ residual
-    gram = gram.toarray() if scipy.sparse.issparse(gram) else gram
-    penalties = np.full(d, penalty)
-    if ones is not None:
-        column = np.asarray(X.T @ ones)[:, None]
-        gram = np.block([[gram, column], [column.T, np.array([[ones @ ones]])]])
-        moment = np.vstack([moment, ones @ residual])
-        penalties = np.append(penalties, intercept_penalty)
-    gram[np.diag_indices_from(gram)] += penalties
+
+    def __init__(self, X, residual, weights, intercept_penalty):
+        self.X, self.root = X, np.sqrt(weights)
+        total, self.pull = weights.sum(), intercept_penalty
+        self.total, self.centers = total, intercept_penalty is not None
+        self.mean = np.asarray(weights @ X).ravel() / total * self.centers
+        self.target = weights @ residual / total * self.centers
+        self.last = np.sqrt(total * self.pull / (total + self.pull)) if self.centers else 0.0
+        self.right = np.vstack([(residual - self.target) * self.root[:, None], self.last * self.target])
+        self.rows = None
+        if not scipy.sparse.issparse(X):
+            self.rows = np.vstack([(X - self.mean) * self.root[:, None], self.last * self.mean])
+
+    def solve(self, penalty):
+        """Return v of shape (d, n_outputs), which minimises the above + ½Λ‖v‖²."""
+        n, d = self.X.shape
+        if penalty == 0:  # the shortest of several solutions
+            rows = self.rows if self.rows is not None else self._transpose(np.eye(n + 1)).T
+            return scipy.linalg.lstsq(rows, self.right, check_finite=False)[0]
+        if n < d:
+            return self._transpose(solve_positive(self._dual_gram(), self.right, penalty))
+        return solve_positive(self._gram(), self._transpose(self.right), penalty)
+
+    def find_intercept(self, step):
+        """Return c of shape (n_outputs,) for v."""
+        return self.total * (self.target - self.mean @ step) / (self.total + self.pull) if self.centers else 0.0
+
+    def _transpose(self, values):
+        """Multiply with the rows' transpose; sparse rows are centred in the product alone."""
+        if self.rows is not None:
+            return self.rows.T @ values
+        weighted = self.root[:, None] * values[:-1]
+        return np.asarray(self.X.T @ weighted) - np.outer(self.mean, weighted.sum(axis=0) - self.last * values[-1])
+
+    def _gram(self):
+        if self.rows is not None:
+            return self.rows.T @ self.rows
+        weighted = self.X.multiply(self.root[:, None]).tocsr()
+        excess = (self.total if self.centers else 0.0) - self.last**2
+        return (weighted.T @ weighted).toarray() - excess * np.outer(self.mean, self.mean)
+
+    def _dual_gram(self):
+        if self.rows is not None:
+            return self.rows @ self.rows.T
+        shift, size = self.X @ self.mean, self.mean @ self.mean
+        inner = (self.X @ self.X.T).toarray() - shift[:, None] - shift + size
+        edge = self.last * (shift - size) * self.root
+        return np.block([[inner * np.outer(self.root, self.root), edge[:, None]], [edge, self.last**2 * size]])
+
+
+def solve_positive(gram, right, penalty):
+    """Solve (G + Λ) v = r for a positive semidefinite G, however small Λ is beside it."""
+    shifted = gram + penalty * np.eye(len(gram))
     try:
-        return scipy.linalg.solve(gram, moment, assume_a="pos", check_finite=False).T
-    except np.linalg.LinAlgError:  # no penalty and columns that depend on each other: the shortest solution
-        return scipy.linalg.lstsq(gram, moment, check_finite=False)[0].T
-
-
-def solve_dual(X, ones, residual, penalty, intercept_penalty):
-    """Solve the problem of :func:`solve_primal` with one system of n + 1, for fewer samples than features."""
-    gram = X @ X.T
-    gram = gram.toarray() if scipy.sparse.issparse(gram) else gram
-    gram[np.diag_indices_from(gram)] += penalty
-    if ones is None:
-        return np.asarray(X.T @ scipy.linalg.solve(gram, residual, assume_a="pos", check_finite=False)).T
-    system = np.block([[gram, ones[:, None]], [ones[None, :], np.array([[-intercept_penalty / penalty]])]])
-    right = np.vstack([residual, np.zeros((1, residual.shape[1]))])
-    solved = scipy.linalg.solve(system, right, assume_a="sym", check_finite=False)
-    return np.column_stack([np.asarray(X.T @ solved[:-1]).T, solved[-1]])
+        return scipy.linalg.cho_solve(scipy.linalg.cho_factor(shifted, check_finite=False), right, check_finite=False)
+    except np.linalg.LinAlgError:
+        values, vectors = scipy.linalg.eigh(gram, check_finite=False)
+        return vectors @ ((vectors.T @ right) / (np.maximum(values, 0.0) + penalty)[:, None])

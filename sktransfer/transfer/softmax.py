@@ -21,6 +21,9 @@ from sktransfer.transfer.affine import Array
 
 ROWS = 512  # rows at once: they stay in the processor's cache between the two products of a gradient
 LARGEST = 5000  # columns up to which curvature is a matrix; beyond, its diagonal
+LARGEST_SPARSE = 500  # where passes over X are cheap and a matrix is not
+LARGEST_DENSE = 50_000_000  # values of a sparse X with few rows that may become a dense one
+REFRESH = 100  # steps after which the curvature is measured anew
 MEMORY = 20  # pairs that L-BFGS remembers
 DECREASE = 1e-4  # of what the slope promises, before a step is taken (Armijo)
 FLAT = 1e-12  # of the objective: differences that rounding may have made
@@ -72,19 +75,22 @@ def solve(problem: Problem, max_iter: int, tol: float) -> Solution:
     reduced, basis = _reduce(problem)
     target = _Target.of(problem, reduced, tol)
     best, n_iter = _Descent(reduced, offset).run(target, max_iter)
-    coef = problem.coef + (best.coef if basis is None else best.coef @ basis.T)
-    intercept = problem.intercept + best.intercept
+    moved = best.parameters[:, : reduced.X.shape[1]]
+    coef = problem.coef + (moved if basis is None else moved @ basis.T)
+    intercept = problem.intercept + (best.parameters[:, -1] if problem.fit_intercept else 0.0)
     if problem.intercept_penalty == 0 and len(intercept) > 1:  # only differences matter
         intercept -= intercept.mean()
-    return Solution(coef, intercept, n_iter, best.gradient_norm, target.is_met(best))
+    return Solution(coef, intercept, n_iter, float(np.linalg.norm(best.gradient)), target.is_met(best))
 
 
 def _reduce(problem: Problem) -> tuple[Problem, Array | None]:
     """Rotate X onto the space of its rows where that has less than half as many dimensions: W − W_c lies in it."""
     n, d = problem.X.shape
-    if 2 * n > d or problem.penalty == 0 or scipy.sparse.issparse(problem.X):
+    sparse = scipy.sparse.issparse(problem.X)
+    if 2 * n > d or problem.penalty == 0 or (sparse and n * d > LARGEST_DENSE):
         return problem, None
-    basis, rows = scipy.linalg.qr(problem.X.T.astype(np.float64), mode="economic", check_finite=False)
+    X = problem.X.toarray() if sparse else problem.X
+    basis, rows = scipy.linalg.qr(X.T.astype(np.float64), mode="economic", check_finite=False)
     return replace(problem, X=np.ascontiguousarray(rows.T), coef=problem.coef @ basis), basis
 
 
@@ -93,39 +99,40 @@ class _Point:
     u: Array  # where, in the coordinates of the descent
     value: float
     slope: Array  # by u
-    coef: Array  # W − W_c
-    intercept: Array  # b − b_c
-    gradient_norm: float  # by (W, b)
+    parameters: Array  # (W − W_c, b − b_c)
+    gradient: Array  # by them
 
 
 @dataclass(frozen=True)
 class _Target:
-    """When a gradient is small enough: Λ‖θ − optimum‖ <= ‖gradient‖, as the objective is Λ-strongly convex."""
+    """When a gradient is small enough: Λ‖θ − optimum‖ <= ‖gradient‖, as the objective is Λ-strongly convex.
 
-    coef: Array  # W_c in the coordinates of the descent
-    intercept: Array  # b_c
+    It is not in intercepts without a penalty: theirs must be small beside the samples' weights as well.
+    """
+
+    center: Array  # (W_c, b_c) in the coordinates of the descent
     rest: float  # ‖W_c‖² outside of them
     scale: float  # tol Λ
-    floor: float
+    free: float  # the largest gradient of an intercept without a penalty
+    floor: Array  # of each column of parameters: what rounding may leave of its gradient
 
     @classmethod
     def of(cls, problem: Problem, reduced: Problem, tol: float) -> _Target:
-        size = _measure(problem)
+        size = sum(problem.weights[rows] @ abs(x) for rows, x in _blocks(reduced.X))
+        total = problem.weights.sum()
+        center = reduced.coef
+        if problem.fit_intercept:
+            center, size = np.column_stack([center, problem.intercept]), np.append(size, total)
         rest = max(float((problem.coef**2).sum() - (reduced.coef**2).sum()), 0.0)
-        floor = (ROUNDING if problem.penalty else tol * UNPENALISED) * size
-        return cls(reduced.coef, problem.intercept, rest, tol * problem.penalty, floor)
+        free = np.inf if problem.intercept_penalty or not problem.fit_intercept else tol * UNPENALISED * total
+        floor = (ROUNDING if problem.penalty else tol * UNPENALISED) * np.asarray(size)
+        return cls(center, rest, tol * problem.penalty, float(free), floor)
 
     def is_met(self, point: _Point) -> bool:
-        coef, intercept = self.coef + point.coef, self.intercept + point.intercept
-        norm = np.sqrt((coef**2).sum() + (intercept**2).sum() + self.rest)
-        return bool(point.gradient_norm <= max(self.scale * norm, self.floor))
-
-
-def _measure(problem: Problem) -> float:
-    """Return the size of the gradient's terms, whose rounding bounds what can be reached."""
-    X = problem.X
-    squares = X.multiply(X).sum(axis=1) if scipy.sparse.issparse(X) else np.einsum("ij,ij->i", X, X, dtype=np.float64)
-    return float(problem.weights @ np.sqrt(np.asarray(squares, dtype=np.float64).ravel() + 1))
+        norm = np.sqrt(((self.center + point.parameters) ** 2).sum() + self.rest)
+        gradient = np.abs(point.gradient)
+        small = np.linalg.norm(gradient) <= self.scale * norm and gradient[:, -1].max() <= self.free
+        return bool(np.isfinite(point.value) and (small or np.all(gradient <= self.floor)))
 
 
 class _Descent:
@@ -142,11 +149,13 @@ class _Descent:
         self.penalties = np.full(self.width, problem.penalty)
         if problem.fit_intercept:
             self.penalties[-1] = problem.intercept_penalty
-        self.transform = self._precondition()
+        self.start = np.zeros((offset.shape[1], self.width))  # where u is zero
+        self.transform = np.zeros(0)
 
     def run(self, target: _Target, max_iter: int) -> tuple[_Point, int]:
         """Return the last point and the number of steps to it."""
-        point = self._evaluate(np.zeros((self.offset.shape[1], self.width)))
+        self._precondition(None)
+        point = self._evaluate(np.zeros_like(self.start))
         pairs: deque[tuple[Array, Array]] = deque(maxlen=MEMORY)
         n_iter = 0
         while n_iter < max_iter and not target.is_met(point):
@@ -159,6 +168,10 @@ class _Descent:
                 pairs.clear()
             else:
                 break
+            if n_iter % REFRESH == 0 and found is not None:  # classes that became certain curve less than the bound
+                self._precondition(point)
+                point = self._evaluate(np.zeros_like(self.start))
+                pairs.clear()
         return point, n_iter
 
     def _search(self, point: _Point, direction: Array) -> _Point | None:
@@ -181,7 +194,7 @@ class _Descent:
 
     def _evaluate(self, u: Array) -> _Point:
         problem, width = self.problem, self.problem.X.shape[1]
-        parameters = u * self.transform if self.transform.ndim == 1 else u @ self.transform
+        parameters = self.start + (u * self.transform if self.transform.ndim == 1 else u @ self.transform)
         coef = parameters[:, :width]
         intercept = parameters[:, -1] if problem.fit_intercept else np.zeros(len(u))
         value, gradient = 0.0, np.zeros_like(parameters)
@@ -195,28 +208,49 @@ class _Descent:
         value += 0.5 * float((parameters**2 @ self.penalties).sum())
         gradient += parameters * self.penalties
         slope = gradient * self.transform if self.transform.ndim == 1 else gradient @ self.transform.T
-        return _Point(u, value, slope, coef, intercept, float(np.linalg.norm(gradient)))
+        return _Point(u, value, slope, parameters, gradient)
 
-    def _precondition(self) -> Array:
-        """Return T: lower triangular, or a diagonal where the matrix would be too large."""
-        problem, classes = self.problem, max(self.offset.shape[1], 2)
-        curvature = (1 / classes) * (1 - 1 / classes)  # of the loss where all classes are as likely
-        if self.width > LARGEST:
-            squares = sum(
-                problem.weights[rows] @ (x.multiply(x).toarray() if scipy.sparse.issparse(x) else x * x)
-                for rows, x in _blocks(problem.X)
-            )
-            total = [problem.weights.sum()] if problem.fit_intercept else []
-            diagonal = curvature * np.concatenate([squares, total]) + self.penalties
-            return np.asarray(1 / np.sqrt(diagonal + JITTER * diagonal.mean()))
+    def _precondition(self, point: _Point | None) -> None:
+        """Choose T, lower triangular or a diagonal where the matrix would be too large, and begin at a point."""
+        problem = self.problem
+        curvature = np.full(len(problem.y), 1 / max(self.offset.shape[1], 2))
+        curvature *= 1 - curvature  # of the loss where all classes are as likely
+        if point is not None:
+            self.start = point.parameters
+            curvature = 0.01 * curvature + self._measure_curvature()
+        weights = problem.weights * curvature
+        sparse = scipy.sparse.issparse(problem.X)
+        if self.width > (LARGEST_SPARSE if sparse else LARGEST):
+            squares = sum(np.asarray((x.multiply(x) if sparse else x * x).T @ weights[r]) for r, x in self._rows())
+            diagonal = squares + self.penalties
+            self.transform = 1 / np.sqrt(diagonal + JITTER * diagonal.mean() + np.finfo(float).tiny)
+            return
         gram = np.zeros((self.width, self.width))
-        for rows, x in _blocks(problem.X):
-            dense = x.toarray() if scipy.sparse.issparse(x) else x
-            ones = np.ones((len(dense), 1)) if problem.fit_intercept else np.ones((len(dense), 0))
-            scaled = np.hstack([dense, ones]) * np.sqrt(problem.weights[rows] * curvature)[:, None]
+        for rows, x in self._rows():
+            scaled = (x.toarray() if sparse else x) * np.sqrt(weights[rows])[:, None]
             gram += scaled.T @ scaled
-        gram[np.diag_indices(self.width)] += self.penalties + JITTER * np.trace(gram) / self.width
-        return np.asarray(np.tril(np.linalg.inv(np.linalg.cholesky(gram))))
+        jitter = JITTER * np.trace(gram) / self.width + np.finfo(float).tiny
+        gram[np.diag_indices(self.width)] += self.penalties + jitter
+        self.transform = np.tril(np.linalg.inv(np.linalg.cholesky(gram)))
+
+    def _rows(self) -> Iterator[tuple[slice, Any]]:
+        """Yield rows of X with a column of ones for the intercept."""
+        for rows, x in _blocks(self.problem.X):
+            if not self.problem.fit_intercept:
+                yield rows, x
+            elif scipy.sparse.issparse(x):
+                yield rows, scipy.sparse.hstack([x, np.ones((x.shape[0], 1))], format="csr")
+            else:
+                yield rows, np.hstack([x, np.ones((len(x), 1))])
+
+    def _measure_curvature(self) -> Array:
+        """Return p(1 − p) of each sample, a mean over its classes, where u is zero."""
+        found = np.empty(len(self.problem.y))
+        for rows, x in self._rows():
+            logits = self.offset[rows] + x @ self.start.T
+            p = scipy.special.expit(logits) if logits.shape[1] == 1 else scipy.special.softmax(logits, axis=1)
+            found[rows] = (p * (1 - p)).mean(axis=1)
+        return found
 
 
 def _find_direction(slope: Array, pairs: Iterable[tuple[Array, Array]]) -> Array:
