@@ -175,6 +175,7 @@ def test_columns_of_any_scale_converge(name):
     np.testing.assert_allclose(head.coef_, plain.coef_, atol=1e-4 * np.abs(plain.coef_).max())
 
 
+@pytest.mark.filterwarnings("ignore:Setting penalty=None")  # of scikit-learn 1.8
 @pytest.mark.parametrize("options", [{"fit_intercept": False}, {"class_weight": "balanced"}, {"C": np.inf}])
 def test_its_parameters_mean_what_logistic_regressions_mean(options):
     X, y = make_task(300, 4, 3)
