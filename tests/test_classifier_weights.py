@@ -340,6 +340,7 @@ def test_unreadable_classes_are_an_error_unless_labels_are_given(tmp_path):
     assert list(backbone.classifier_weights(list("vwxyz"))) == list("vwxyz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v1", "shufflenet"])
 def test_classic_networks_are_read(tmp_path, name):
     path = tmp_path / "model.onnx"

@@ -60,6 +60,7 @@ def test_without_imbalanced_learn_one_line_says_what_to_install(run_example, mon
     assert "SMOTE" not in table.index
 
 
+@pytest.mark.slow
 def test_a_reducer_does_not_beat_all_features(run_example):
     table, printed = run_example("high_dimensional", 170)
     assert "SelectKBest(32)" in printed
@@ -67,6 +68,7 @@ def test_a_reducer_does_not_beat_all_features(run_example):
     assert (table["accuracy"] <= table["accuracy"][0] + table["sd of accuracy"][0]).all()
 
 
+@pytest.mark.slow
 def test_text_and_photo_know_more_than_each_alone(run_example):
     table, printed = run_example("text_and_image", 250)
     assert "without a photo" in printed
@@ -100,6 +102,7 @@ def test_without_skops_one_line_says_what_to_install_and_the_rest_goes_on(run_ex
     assert "skops: load, fit" not in table.loc["target"].index
 
 
+@pytest.mark.slow
 def test_a_source_saves_labels_where_they_are_few(run_example):
     (means, spreads), printed = run_example("few_labels", 800, PER_CLASS=(1, 2), N_DRAWS=2)
     assert "Images through the network: 800 of 800" in printed
@@ -130,6 +133,7 @@ def test_the_learning_curve_is_drawn(few_labels, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_table_is_there_and_one_line_says_what_to_install(few_labels, monkeypatch, capsys):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
