@@ -382,8 +382,10 @@ def test_clone_and_set_params_keep_the_source_by_reference(head):
     again = clone(clone(original))
     assert again.source.estimator is source
     assert clone(head().set_params(source=source)).source.estimator is source
-    several = clone(head([source, source], source_weight=[1, 2]))
-    assert several.source[1].estimator is source
+    for pair in ([source, source], (source, source)):
+        several = clone(head(pair, source_weight=[1, 2]))
+        assert several.source[1].estimator is source
+        assert several.fit(X, y).score(X, y) > 0
     assert again.fit(X, y).score(X, y) == original.fit(X, y).score(X, y)
 
 

@@ -48,7 +48,10 @@ def read_weights(source: Any, source_weight: Any) -> list[tuple[str, Any, float]
     ValueError
         If a weight is not a finite number >= 0, or there are not as many weights as sources.
     """
-    sources = list(source) if isinstance(source, list) else [] if source is None else [source]
+    listed = isinstance(source, list) or (
+        isinstance(source, tuple) and all(is_estimator(item) or isinstance(item, Mapping) for item in source)
+    )
+    sources = list(source) if listed else [] if source is None else [source]
     several = isinstance(source_weight, Sequence | np.ndarray) and not isinstance(source_weight, str)
     weights = list(source_weight) if several else [source_weight] * len(sources)
     if several and len(weights) != len(sources):
@@ -60,7 +63,7 @@ def read_weights(source: Any, source_weight: Any) -> list[tuple[str, Any, float]
         number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
         if not number or not 0 <= weight < np.inf:
             raise ValueError(f"source_weight must be finite and >= 0. Got {weight!r} instead.")
-    names = ["source"] if not isinstance(source, list) else [f"source[{i}]" for i in range(len(sources))]
+    names = [f"source[{i}]" for i in range(len(sources))] if listed else ["source"]
     return [(name, item, float(weight)) for name, item, weight in zip(names, sources, weights, strict=False)]
 
 
