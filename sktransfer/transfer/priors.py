@@ -163,7 +163,7 @@ def read_regressor(source: Any) -> LinearSource:
         if coef.ndim != 2 or not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
             raise ValueError(
                 "source must be (coefficients of shape (n_features,) or (n_outputs, n_features), one intercept an "
-                "output), all of them finite numbers. Got something else instead."
+                f"output), all of them finite numbers. Got {_describe(source[0])} and {_describe(source[1])} instead."
             )
         return LinearSource(coef, intercept)
     if not is_estimator(source):
@@ -181,6 +181,11 @@ def read_regressor(source: Any) -> LinearSource:
         folded=bool(steps),
         function=as_function(unwrap(source), "predict"),
     )
+
+
+def _describe(value: Any) -> str:
+    array = np.asarray(value, dtype=object)
+    return f"an array of shape {array.shape}" if array.ndim else repr(value)
 
 
 def _read_linear(estimator: Any, method: str) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """The solver of penalised logistic regression: L-BFGS in coordinates in which the loss curves alike everywhere.
 
 L-BFGS is our own, on numpy alone: scipy's brings the threads of a second BLAS library, and two of them that wait for
-work on the same cores cost 2.6 times (design.md, decision 17).
+work on the same cores cost more than half of the time (design.md, decision 17).
 """
 
 from __future__ import annotations
