@@ -20,6 +20,7 @@ from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.image_block import make_image_block
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.quantization import quantize_backbone
+from sktransfer.ranking import h_score, leep_score, linear_probe_score, logme_score, nce_score
 from sktransfer.selection import prefetch
 from sktransfer.session import release_sessions
 from sktransfer.transfer import TransferLogisticRegression, TransferMLPClassifier, TransferMLPRegressor, TransferRidge
@@ -48,9 +49,14 @@ __all__ = [
     "clear_cache",
     "duplicate_groups",
     "extract",
+    "h_score",
+    "leep_score",
+    "linear_probe_score",
     "list_backbones",
     "load_backbone",
+    "logme_score",
     "make_image_block",
+    "nce_score",
     "prefetch",
     "quantize_backbone",
     "release_sessions",

@@ -18,6 +18,8 @@ FLOORS = {
         "limits",
         "liveness",
         "progress",
+        "ranking.blocks",
+        "ranking.scorers",
         "resampling",
         "silence",
         "sizes",
@@ -34,6 +36,8 @@ FLOORS = {
         "images",
         "outputs",
         "preprocessing",
+        "ranking.evidence",
+        "ranking.inputs",
         "safety",
         "transfer.coordinates",
         "transfer.held",
@@ -44,6 +48,9 @@ FLOORS = {
     2: {
         "configurations",
         "locations",
+        "ranking.logits",
+        "ranking.probe",
+        "ranking.spectra",
         "references",
         "registry",
         "shapes",
@@ -55,13 +62,32 @@ FLOORS = {
         "transfer.priors",
         "writers",
     },
-    3: {"network", "places", "transfer.logistic", "transfer.perceptron_sources", "transfer.ridge", "transfer.training"},
+    3: {
+        "network",
+        "places",
+        "ranking.hscore",
+        "ranking.logme",
+        "transfer.logistic",
+        "transfer.perceptron_sources",
+        "transfer.ridge",
+        "transfer.training",
+    },
     4: {"cache", "classifier", "conversion", "hub", "layers", "transfer.multilayer"},
     5: {"backbones", "costs", "graph", "transfer.perceptron_classifier", "transfer.perceptron_regressor"},
     6: {"options", "session"},
     7: {"embedding"},
     8: {"extraction"},
-    9: {"checks", "diagnosis", "duplicates", "extractor", "quantization", "selection", "transfer", "verification"},
+    9: {
+        "checks",
+        "diagnosis",
+        "duplicates",
+        "extractor",
+        "quantization",
+        "ranking",
+        "selection",
+        "transfer",
+        "verification",
+    },
     10: {"demo", "image_block", "jobs", "model_commands"},
     11: {"table_command"},
     12: {"cli"},
@@ -96,10 +122,11 @@ def test_a_module_imports_only_from_lower_floors():
 
 def test_what_learns_from_arrays_sees_no_image_session_or_file():
     strangers = {
-        (path.stem, name)
-        for path in (PACKAGE / "transfer").glob("*.py")
+        (wing, path.stem, name)
+        for wing in ("ranking", "transfer")
+        for path in (PACKAGE / wing).glob("*.py")
         for name in imported_modules(path)
-        if not name.startswith("transfer") and name != "exceptions"
+        if name.partition(".")[0] != wing and name != "exceptions"
     }
     assert strangers == set()
 
