@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -164,14 +165,35 @@ def embed(backbone_file):
     return call
 
 
-@pytest.fixture
-def fresh_workers():
-    """Workers of joblib keep the environment, and so the cache folder, that they were started with."""
+@pytest.fixture(scope="session")
+def worker_folder(tmp_path_factory):
+    """Workers of joblib take seconds to start and keep the environment of that moment: all tests share them."""
     from joblib.externals.loky import get_reusable_executor
 
     get_reusable_executor().shutdown(wait=True)
-    yield
+    yield tmp_path_factory.mktemp("workers")
     get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.fixture
+def counting_log(worker_folder, monkeypatch):
+    """Where `counting` writes, in the workers, too."""
+    monkeypatch.setenv("COUNTING_LOG", str(worker_folder / "rows.log"))
+    (worker_folder / "rows.log").write_text("")
+    return worker_folder / "rows.log"
+
+
+@pytest.fixture
+def workers(worker_folder, counting_log, cache_folder, monkeypatch):
+    """The cache folder that the workers know, which other tests have filled: see own_backbone_file."""
+    monkeypatch.setenv("SKTRANSFER_CACHE_DIR", str(worker_folder / "cache"))
+
+
+@pytest.fixture
+def own_backbone_file(tmp_path, request):
+    """A small classifier that no other test has, so that no embedding of it is in any cache."""
+    seed = int.from_bytes(hashlib.sha256(request.node.nodeid.encode()).digest()[:4])
+    return str(save_backbone(tmp_path / "own", small_classifier(seed)))
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Many processes, one forward pass for each distinct image, whoever dies."""
 
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -31,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import sktransfer.claims
-from sktransfer import extract
+from sktransfer import Preprocessing, extract
 from sktransfer.cache import close_all, locate_cache, open_cache
 from sktransfer.database import FILE_NAME
 
@@ -40,16 +39,13 @@ N = 60
 
 
 @pytest.fixture
-def counted(tmp_path, monkeypatch, fresh_workers):
+def counted(counting_log):
     """Rows that reach onnxruntime.InferenceSession.run, over all processes since the last call."""
-    log = tmp_path / "rows.log"
-    log.touch()
-    monkeypatch.setenv("COUNTING_LOG", str(log))
     sktransfer.release_sessions()  # those opened before do not count
 
     def count():
-        rows = [int(line) for line in log.read_text().split()]
-        log.write_text("")
+        rows = [int(line) for line in counting_log.read_text().split()]
+        counting_log.write_text("")
         return sum(rows)
 
     return count
@@ -66,8 +62,8 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def pipeline(backbone_file):
-    extractor = CountingExtractor(backbone_file)
+def pipeline(own_backbone_file):
+    extractor = CountingExtractor(own_backbone_file)
     return make_pipeline(extractor, StandardScaler(), LogisticRegression(max_iter=20))
 
 
@@ -86,7 +82,7 @@ def _few_iterations():
     [("loky", 1), ("loky", 2), ("threading", 2), ("multiprocessing", 2),
      *(pytest.param(backend, 4, marks=pytest.mark.slow) for backend in ("loky", "threading", "multiprocessing"))],
 )  # fmt: skip
-def test_a_grid_search_costs_one_pass_an_image_and_the_next_none(pipeline, data, counted, backend, n_jobs):
+def test_a_grid_search_costs_one_pass_an_image_and_the_next_none(pipeline, data, workers, counted, backend, n_jobs):
     for expected in (N, 0):
         with parallel_config(backend=backend):
             GridSearchCV(pipeline, GRID, cv=5, n_jobs=n_jobs, error_score="raise").fit(*data)
@@ -139,16 +135,16 @@ def test_memory_of_the_pipeline_may_lie_on_top(pipeline, data, counted, tmp_path
     assert counted() == N
 
 
-def test_a_grid_over_backbones_and_layers_costs_one_pass_for_each(pipeline, data, counted, backbone_file):
+def test_a_grid_over_backbones_and_layers_costs_one_pass_for_each(pipeline, data, counted, own_backbone_file):
     grid = {"countingextractor__layer": ["pooled", "last_relu", None], **GRID}
     GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(*data)
     assert counted() == 2 * N  # None is the pooled layer
-    grid = {"countingextractor__backbone": [backbone_file, "default"]}
+    grid = {"countingextractor__backbone": [own_backbone_file, "default"]}
     GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(*data)
     assert counted() == N
 
 
-def test_workers_report_to_the_bar_of_the_parent(pipeline, data, counted, capfd):
+def test_workers_report_to_the_bar_of_the_parent(pipeline, data, workers, counted, capfd):
     pipeline.set_params(countingextractor__verbose=True)
     GridSearchCV(pipeline, GRID, cv=5, n_jobs=2, error_score="raise").fit(*data)
     out, err = capfd.readouterr()
@@ -317,24 +313,32 @@ def test_a_forked_child_inherits_memory_and_opens_its_own_file(backbone_file, ph
     assert sktransfer.cache_info().entries == 7
 
 
+@fork_only
 def test_ctrl_c_returns_soon_and_keeps_what_is_finished(backbone_file, tmp_path):
-    code = (
-        "import itertools, sys, time, numpy as np, sktransfer\n"
-        "resize, calls = sktransfer.Preprocessing.resize_and_crop, itertools.count()\n"
-        "def slow(*args):\n"
-        "    if next(calls) == 40:\n        print('started', flush=True)\n"
-        "    time.sleep(0.05)\n    return resize(*args)\n"
-        "sktransfer.Preprocessing.resize_and_crop = slow\n"
-        "images = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)\n"
-        "try:\n    sktransfer.extract(images, sys.argv[1], n_jobs=2)\n"
-        "except KeyboardInterrupt:\n    print(sktransfer.session.forward_passes(), sktransfer.cache_info().entries)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, backbone_file], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "started\n"
-    process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    passes, entries = map(int, process.communicate(timeout=20)[0].split())
-    assert time.monotonic() - started < 2
+    resize, calls, (started, begin) = Preprocessing.resize_and_crop, itertools.count(), os.pipe()
+
+    def slow(*args):
+        if next(calls) == 40:
+            os.write(begin, b"!")
+        time.sleep(0.05)
+        return resize(*args)
+
+    def work():
+        Preprocessing.resize_and_crop, before = slow, sktransfer.session.forward_passes()
+        with pytest.raises(KeyboardInterrupt):
+            extract(np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), np.uint8), backbone_file, n_jobs=2)
+        counts = sktransfer.session.forward_passes() - before, sktransfer.cache_info().entries
+        (tmp_path / "counts.json").write_text(json.dumps(counts))
+
+    pid = run_forked(work)
+    os.close(begin)
+    with open(started, "rb") as pipe:
+        assert pipe.read(1)
+    os.kill(pid, signal.SIGINT)
+    sent = time.monotonic()
+    assert wait_for([pid]) == {pid: 0}
+    assert time.monotonic() - sent < 2
+    passes, entries = json.loads((tmp_path / "counts.json").read_text())
     assert 0 < passes < 400
     assert entries == passes
     assert Path(backbone_file).exists()

@@ -59,8 +59,9 @@ def test_grid_search_runs_each_image_once_and_finds_the_classes(extractor, dark_
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
-def test_cross_validation_in_parallel_gives_the_same_scores(extractor, dark_and_bright, backend):
+def test_cross_validation_in_parallel_gives_the_same_scores(own_backbone_file, workers, dark_and_bright, backend):
     images, y = dark_and_bright
+    extractor = PretrainedFeatureExtractor(own_backbone_file, n_jobs=1)
     pipeline = make_pipeline(extractor, StandardScaler(), LogisticRegression())
     alone = cross_val_score(pipeline, images, y, cv=4, error_score="raise")
     with joblib.parallel_backend(backend, n_jobs=2):

@@ -138,12 +138,12 @@ def test_a_grid_search_over_urls_fetches_each_body_once_and_the_next_none(server
         close_all()
 
 
-@pytest.mark.parametrize("n_jobs", [2, 4])
-def test_the_same_in_workers(server, backbone_file, fresh_workers, n_jobs):
+@pytest.mark.parametrize("n_jobs", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_same_in_workers(server, own_backbone_file, workers, n_jobs):
     for seed in range(100):
         server.files[f"/{seed}.png"] = encode(photo(seed))
     urls = np.array([f"{server.url}/{seed}.png" for seed in range(100)], dtype=object)
-    pipeline = make_pipeline(PretrainedFeatureExtractor(backbone_file), KNeighborsClassifier())
+    pipeline = make_pipeline(PretrainedFeatureExtractor(own_backbone_file), KNeighborsClassifier())
     search = GridSearchCV(pipeline, {"kneighborsclassifier__n_neighbors": [1, 2]}, cv=3, n_jobs=n_jobs)
     for expected in (1, 0):
         search.fit(urls, np.arange(100) % 2)
