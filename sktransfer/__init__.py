@@ -21,7 +21,7 @@ from sktransfer.image_block import make_image_block
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.quantization import quantize_backbone
 from sktransfer.ranking import h_score, leep_score, linear_probe_score, logme_score, nce_score
-from sktransfer.selection import prefetch
+from sktransfer.selection import prefetch, rank_backbones
 from sktransfer.session import release_sessions
 from sktransfer.transfer import TransferLogisticRegression, TransferMLPClassifier, TransferMLPRegressor, TransferRidge
 
@@ -59,5 +59,6 @@ __all__ = [
     "nce_score",
     "prefetch",
     "quantize_backbone",
+    "rank_backbones",
     "release_sessions",
 ]

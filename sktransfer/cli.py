@@ -141,6 +141,62 @@ def check(
     raise typer.Exit(1 if broken else 0)
 
 
+@app.command()
+def rank(
+    source: Source,
+    backbones: Annotated[
+        list[str], typer.Option("--backbones", "--backbone", help="What is compared; several times.")
+    ] = ["default"],  # noqa: B006 - typer wants a list
+    layers: Annotated[
+        list[str] | None, typer.Option("--layers", "--layer", help="Where they are cut: stage3, penultimate, …")
+    ] = None,
+    scores: Annotated[
+        list[str],
+        typer.Option("--scores", "--score", help="logme, h_score, linear_probe, leep, nce; the first one ranks."),
+    ] = ["logme"],  # noqa: B006
+    labels_from_folders: Annotated[bool, typer.Option(help="The first folder's name is the label.")] = False,
+    column: Annotated[str | None, typer.Option(help="The column of images of a table.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of labels of a table.")] = None,
+    groups: Annotated[str | None, typer.Option(help="A column of a table whose equal cells stay together.")] = None,
+    regression: Annotated[bool, typer.Option("--regression", help="The labels are numbers to be predicted.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write a .csv, .parquet, .feather or .npz file.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw score over speed: .png, .svg or .pdf.")] = None,
+    root: Root = None,
+    preprocessing: Annotated[str | None, typer.Option(help="imagenet, tf or caffe, if a file states none.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    delimiter: Delimiter = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where embeddings are kept.")] = None,
+    jobs: Jobs = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Rank backbones, and layers of them, by how well their embeddings tell the labels of your images.
+
+    Nothing is trained. Embeddings are kept in the cache for whatever you do next.
+    """
+    from sktransfer import rank_command
+
+    rank_command.check_targets(output, plot)
+    labelled = rank_command.read_labelled(
+        source, column, label, groups, root, delimiter, from_folders=labels_from_folders, regression=regression
+    )
+    rank_command.rank(
+        labelled,
+        backbones,
+        scores,
+        output,
+        plot,
+        typer.echo,
+        layers=layers or None,
+        preprocessing=preprocessing,
+        device=device,
+        cache_dir="auto" if cache_dir is None else cache_dir,
+        n_jobs=jobs,
+        quiet=quiet,
+    )
+
+
 def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}. Got {value!r} instead.")

@@ -18,6 +18,7 @@ from sktransfer.batching import Batcher
 from sktransfer.blocks import Space
 from sktransfer.cache import open_cache
 from sktransfer.claims import NO_CLAIM, Claim
+from sktransfer.crops import Crops
 from sktransfer.devices import identify_gpu
 from sktransfer.digests import digest_bytes, digest_pixels
 from sktransfer.exceptions import MissingExtraError
@@ -51,7 +52,8 @@ class Run:
     """One call: rows that are known are filled at once; threads take chunks of the others, read and embed them.
 
     `outputs` has a block (rows, n_features) for each of the columns of `images`; without it vectors go to the cache
-    alone. A `progress` of the caller's is told of every image, and left open.
+    alone. A `progress` of the caller's is told of every image, and left open. `crops` has the pixels of images that
+    another plan's Run has decoded, and keeps those of images that this one decodes.
 
     A chunk is claimed in the cache before it is embedded, so that no other process embeds it too, and published
     before the next one is claimed. What others have claimed is waited for at the end.
@@ -64,9 +66,10 @@ class Run:
         options: ExtractionOptions,
         outputs: Sequence[Embeddings] | None,
         progress: Progress | None = None,
+        crops: Crops | None = None,
     ) -> None:
         self.images, self.plan, self.options, self.outputs = images, plan, options, outputs
-        self.cells, self.progress = images.places, progress
+        self.cells, self.progress, self.crops = images.places, progress, crops
         self.cache = open_cache(options.cache_dir)
         self.space = find_space(plan, options)
         self.lock = threading.Lock()
@@ -87,8 +90,7 @@ class Run:
         """Fill the output; returns the reason for each cell that could not be read."""
         in_worker = multiprocessing.current_process().name != "MainProcess"
         verbose = bool(self.options.verbose)
-        visible = verbose and not in_worker and threading.current_thread() is threading.main_thread()
-        own = open_progress(len(self.cells)) if visible and self.progress is None else None
+        own = open_progress(len(self.cells)) if self.progress is None and shows_progress(self.options) else None
         self.progress = self.progress or own
         try:
             self._recall()
@@ -370,15 +372,12 @@ class Run:
         pixels, digests, indices = [], [], []
         for index, digest, content in tasks:
             try:
-                if content is None:
-                    content = self._read_again(index)  # noqa: PLW2901
-                    digest = _digest(content)  # noqa: PLW2901 - it may have changed meanwhile
-                with decoding(content, self.options.pixel_range) as image:
-                    pixels.append(self.plan.graph.preprocessing.resize_and_crop(image))
+                crop, made_from = self._crop(index, digest, content)
             except Exception as error:
                 self._give_up_on(index, error)
                 continue
-            digests.append(digest)
+            pixels.append(crop)
+            digests.append(made_from)
             indices.append(index)
         if not pixels:
             return [], []
@@ -387,6 +386,20 @@ class Run:
             self._store(index, vector)
         self._advance(passes=len(indices))
         return digests, [vectors]
+
+    def _crop(self, index: int, digest: bytes, content: Content | None) -> tuple[Pixels, bytes]:
+        """The pixels that the graph takes of an image, and the digest of what they were made from: it may be new."""
+        preprocessing = self.plan.graph.preprocessing
+        kept = self.crops.recall(digest, preprocessing) if self.crops is not None else None
+        if kept is not None:
+            return kept, digest
+        if content is None:
+            content = self._read_again(index)
+            digest = _digest(content)
+        with decoding(content, self.options.pixel_range) as image:
+            if self.crops is not None:
+                return self.crops.cut(digest, image, preprocessing), digest
+            return preprocessing.resize_and_crop(image), digest
 
     def _run_pixels(self, pixels: Pixels) -> Embeddings:
         session = open_session(self.plan.graph, self.plan.device)
@@ -442,6 +455,12 @@ class Run:
             self.passes += passes
             if self.progress is not None:
                 self.progress.advance(hits=hits, passes=passes, copies=copies, failed=failed)
+
+
+def shows_progress(options: ExtractionOptions) -> bool:
+    """Whether a call with these options shows a bar here: worker processes and other threads would write into it."""
+    main = multiprocessing.current_process().name == "MainProcess"
+    return bool(options.verbose) and main and threading.current_thread() is threading.main_thread()
 
 
 def _digest(content: Content) -> bytes:

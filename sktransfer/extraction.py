@@ -219,7 +219,7 @@ def fill_output(
     listed = [np.empty((len(images.owners), d), dtype=np.float32)] if images.several else []
     broken = Run(images, plan, options, [*blocks, *listed], progress).embed_all()
     failures += [describe_failure(references, images, index, reason) for index, reason in sorted(broken.items())]
-    unusable = _fill_cells(images, broken, blocks, listed, options)
+    unusable = fill_cells(images, broken, blocks, listed, options)
     if options.add_indicator:
         indicators = output[:, len(blocks) * d :]
         indicators[:] = 0.0
@@ -228,7 +228,7 @@ def fill_output(
     return sorted(failures, key=lambda failure: failure.row), len(images.places)
 
 
-def _fill_cells(
+def fill_cells(
     images: Images,
     broken: Mapping[int, str],
     blocks: Sequence[Embeddings],

@@ -40,7 +40,7 @@ def list_models(
         GMACs=frame["macs"].map(lambda macs: f"{macs / 1e9:.2f}", na_action="ignore"),
         top1=frame["top1"],
     )
-    _echo_table(shown)
+    echo_table(shown)
     for remote in list_references():
         typer.echo(f"{remote.reference}: {remote.path}")
 
@@ -204,7 +204,7 @@ def layers(
     _write(frame, output, "layer")
     shown = frame if every or not (frame["alias"] != "").any() else frame[frame["alias"] != ""]
     typer.echo(f"{backbone.name}: {total / 1e9:.2f} G MACs for one image of {resolved.crop[0]} × {resolved.crop[1]}\n")
-    _echo_table(shown.drop(columns="MACs"))
+    echo_table(shown.drop(columns="MACs"))
     if len(shown) < len(frame):
         typer.echo(f"\n{len(frame) - len(shown)} more with --all.")
 
@@ -268,7 +268,7 @@ def accept(
     typer.echo(f"{accept_change(change).path} is what {reference} means from now on.")
 
 
-def _echo_table(frame: pd.DataFrame) -> None:
+def echo_table(frame: pd.DataFrame) -> None:
     """Texts to the left, numbers to the right."""
     columns = []
     for name in frame.columns:
