@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Spectrum:
     squares: Array  # (k,) s², the largest of them 1 (or all 0)
     projections: Array  # (k, m) (Uᵀy)²
     rest: Array  # (m,) the squared length of y outside of U
+    largest: float  # s² that was divided by; 1 for zeros
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def maximise(spectrum: Spectrum) -> Evidence:
 
 def _take(spectrum: Spectrum, start: int) -> Spectrum:
     part = slice(start, start + OUTPUTS)
-    return Spectrum(spectrum.n_samples, spectrum.squares, spectrum.projections[:, part], spectrum.rest[part])
+    return replace(spectrum, projections=spectrum.projections[:, part], rest=spectrum.rest[part])
 
 
 def _maximise_few(spectrum: Spectrum) -> Evidence:

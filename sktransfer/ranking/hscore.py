@@ -111,8 +111,9 @@ def _measure(features: Features, gram: Array, labels: Labels, share: float) -> f
     sizes = np.bincount(labels.codes)
     marks = scipy.sparse.csr_array((1 / np.sqrt(sizes)[labels.codes], labels.codes, np.arange(n + 1)), (n, len(sizes)))
     squares, vectors = decompose(gram)
+    along = features.inner(marks).T @ vectors if d <= n else marks.T @ vectors
     kept = squares > max(n, d) * np.finfo(float).eps * squares[-1]
-    squares, vectors = squares[kept], vectors[:, kept]
-    along = (features.inner(marks).T @ vectors / np.sqrt(squares)) if d <= n else marks.T @ vectors
+    squares, lengths = squares[kept], (along[:, kept] ** 2).sum(axis=0)
+    lengths = lengths / squares if d <= n else lengths
     shrunk = (1 - share) * squares / n
-    return float((shrunk / (shrunk + ridge)) @ (along**2).sum(axis=0)) if share < 1 else 0.0
+    return float((shrunk / (shrunk + ridge)) @ lengths) if share < 1 else 0.0

@@ -10,6 +10,7 @@ import scipy.sparse
 from sktransfer.ranking.blocks import Array
 from sktransfer.ranking.evidence import Evidence, maximise
 from sktransfer.ranking.inputs import Labels, is_regression, read_features, read_labels, read_targets
+from sktransfer.ranking.regression import scale_targets
 from sktransfer.ranking.spectra import exact_spectrum, square_spectrum
 
 ROUNDING = 10 * np.finfo(float).eps  # of squared singular values that were found by way of inner products
@@ -82,19 +83,11 @@ def logme_score(X: Any, y: Any, *, task: str = "auto") -> float:
     regression = is_regression(y, task)
     features = read_features(X)
     n = features.X.shape[0]
-    targets, scales = _scale_targets(read_targets(y, n)) if regression else _mark_classes(read_labels(y, n))
+    targets, scales = scale_targets(read_targets(y, n)) if regression else _mark_classes(read_labels(y, n))
     found = maximise(square_spectrum(features, targets))
     if _estimate_error(found) > ACCURACY:
         found = maximise(exact_spectrum(features, targets))
     return float(np.mean(found.values - scales))
-
-
-def _scale_targets(targets: Array) -> tuple[Array, Array]:
-    """Return columns with a mean square of 1, and the logarithms of what they were divided by."""
-    largest = np.abs(targets).max(axis=0)
-    scaled = targets / largest
-    root = np.sqrt((scaled**2).mean(axis=0))
-    return scaled / root, np.log(largest) + np.log(root)
 
 
 def _mark_classes(labels: Labels) -> tuple[Any, Array]:
@@ -107,4 +100,4 @@ def _mark_classes(labels: Labels) -> tuple[Any, Array]:
 
 def _estimate_error(found: Evidence) -> float:
     """Return what rounding errors of squared singular values can make of the values."""
-    return float(np.max(ROUNDING / (found.ratios * np.minimum(found.noises, 1.0))))
+    return float(np.max(ROUNDING / found.ratios + ROUNDING / found.noises))

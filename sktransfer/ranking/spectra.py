@@ -23,14 +23,14 @@ def square_spectrum(features: Features, targets: Any) -> Spectrum:
     """
     n, d = features.X.shape
     squares, vectors = decompose(features.gram())
-    largest = squares[-1] or 1.0
+    largest = float(squares[-1]) or 1.0
     squares = np.maximum(squares / largest, 0.0)
     if d > n:
-        return Spectrum(n, squares, (targets.T @ vectors).T ** 2, np.zeros(targets.shape[1]))
+        return Spectrum(n, squares, (targets.T @ vectors).T ** 2, np.zeros(targets.shape[1]), largest)
+    projected = vectors.T @ features.inner(targets)
     kept = squares > d * np.finfo(float).eps
-    projected = vectors[:, kept].T @ features.inner(targets) if kept.any() else np.zeros((0, targets.shape[1]))
-    projections = projected**2 / (largest * squares[kept, None])
-    return Spectrum(n, squares[kept], projections, np.maximum(n - projections.sum(axis=0), 0.0))
+    projections = projected[kept] ** 2 / (largest * squares[kept, None])
+    return Spectrum(n, squares[kept], projections, np.maximum(n - projections.sum(axis=0), 0.0), largest)
 
 
 def decompose(gram: Array) -> tuple[Array, Array]:
@@ -66,7 +66,8 @@ def exact_spectrum(features: Features, targets: Any) -> Spectrum:
 
 
 def _complete(n: int, values: Array, projected: Array, rest: Array) -> Spectrum:
-    return Spectrum(n, (values / (values[0] or 1.0)) ** 2, projected**2, rest)
+    largest = float(values[0]) or 1.0
+    return Spectrum(n, (values / largest) ** 2, projected**2, rest, largest**2)
 
 
 def _rotate(features: Features, targets: Any) -> Array:
