@@ -78,7 +78,9 @@ def _read_folder(folder: Path) -> Labelled:
         )
     labels = np.array([path.partition("/")[0] for path in paths])
     if len(set(labels.tolist())) < 2:
-        raise ValueError(f"FOLDER must hold folders of at least two classes. {str(folder)!r} has only {labels[0]!r}.")
+        raise ValueError(
+            f"FOLDER must hold folders of at least two classes. {str(folder)!r} has only {str(labels[0])!r}."
+        )
     return Labelled(list(paths), labels, None, folder)
 
 

@@ -105,10 +105,20 @@ def score_embeddings(
         labels = None if targets.regression else np.unique(targets.y, return_inverse=True)[1]
         n_rows = len(targets.y)
         subsets = draw_subsets(labels, targets.groups, n_rows, n_resamples, MAX_ROWS, random_state)
-        drawn = [_compute(named[first], X[rows], None if logits is None else logits[rows], targets.take(rows))
-                 for rows in subsets]  # fmt: skip
+        drawn = [
+            _compute_part(named[first], X[rows], None if logits is None else logits[rows], targets.take(rows))
+            for rows in subsets
+        ]
         low, high = find_interval(values[first], drawn, float(np.mean([len(rows) for rows in subsets])), n_rows)
     return values | {"low": low, "high": high}
+
+
+def _compute_part(score: str | ScoreFunction, X: Array, logits: Array | None, targets: Targets) -> float:
+    """One score of a part of the rows; NaN where that has too few groups, or too few rows of a class."""
+    try:
+        return _compute(score, X, logits, targets)
+    except ValueError:
+        return np.nan
 
 
 def _compute(score: str | ScoreFunction, X: Array, logits: Array | None, targets: Targets) -> float:
