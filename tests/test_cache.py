@@ -115,21 +115,23 @@ def test_a_file_that_has_just_changed_is_not_trusted(embed, photo_files, monkeyp
     assert len(reads) == 2
 
 
-def test_a_fully_warm_process_neither_imports_onnx_nor_opens_a_session(backbone_file, old_files):
+def test_a_fully_warm_process_neither_imports_onnx_nor_opens_a_session(backbone_file, old_files, tmp_path):
     code = (
         "import sys, onnxruntime, sktransfer\n"
         "onnxruntime.InferenceSession = None\n"
-        "f = sktransfer.PretrainedFeatureExtractor(sys.argv[1], preprocessing='imagenet').fit(sys.argv[2:])\n"
-        "print(f.transform(sys.argv[2:]).sum(), f.graph_digest_, 'onnx' in sys.modules, 'tqdm' in sys.modules)"
+        "f = sktransfer.PretrainedFeatureExtractor(sys.argv[1], preprocessing='imagenet').fit(sys.argv[3:])\n"
+        "sums = f.transform(sys.argv[3:]).sum(), sktransfer.extract(sys.argv[3:], sys.argv[2]).sum()\n"
+        "print(*sums, f.graph_digest_, 'onnx' in sys.modules, 'tqdm' in sys.modules)"
     )
+    stated = str(save_backbone(tmp_path / "stated", small_classifier()))  # with its preprocessing beside it
     os.remove(os.path.join(os.path.dirname(backbone_file), "preprocessor_config.json"))
-    wait_until_trusted([backbone_file])
+    wait_until_trusted([backbone_file, stated])
     cold = PretrainedFeatureExtractor(backbone_file, preprocessing="imagenet").fit(old_files)
-    expected = [str(cold.transform(old_files).sum()), cold.graph_digest_, "False", "False"]
+    sums = [str(cold.transform(old_files).sum()), str(extract(old_files, stated).sum())]
     new_process()
-    command = [sys.executable, "-c", code, backbone_file, *old_files]
+    command = [sys.executable, "-c", code, backbone_file, stated, *old_files]
     warm = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (warm.stdout.split(), warm.stderr) == (expected, "")
+    assert (warm.stdout.split(), warm.stderr) == ([*sums, cold.graph_digest_, "False", "False"], "")
 
 
 def test_none_remembers_nothing(embed, photos, passes, cache_folder):

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -348,14 +346,6 @@ def test_classic_networks_are_read(tmp_path, name):
     backbone = Backbone(name, path, preprocessing=Preprocessing.from_preset("imagenet", (224, 224)))
     assert len(backbone.classifier_weights()) == 1000
     assert_reproduces(backbone, IMAGES[:2])
-
-
-def test_loading_and_embedding_from_the_cache_still_do_without_onnx(backbone_file, tmp_path):
-    code = f"import sys, numpy, sktransfer; sktransfer.extract(numpy.zeros((1, 32, 32, 3), 'u1'), {backbone_file!r}); "
-    for _ in range(2):
-        command = [sys.executable, "-c", code + "print('onnx' in sys.modules)"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 # -- real networks ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ OPSETS = {TORCHSCRIPT: (11, 13, 17, 20), DYNAMO: (18, 25)}  # the last: the newe
 FAST = {(TORCHSCRIPT, 17, "dynamic"), (TORCHSCRIPT, 11, "static"), (DYNAMO, 18, "dynamic")}
 FIRST_OPSET = {"vit_torchvision": 14}  # of torch's own attention, exported through TorchScript
 FAST_NAMES = {  # of the others, every network is fast
-    (DYNAMO, 18, "dynamic"): {"convnext", "mobilenet_v3", "vit_class_token"},
+    (DYNAMO, 18, "dynamic"): {"convnext", "vit_class_token"},
     (TORCHSCRIPT, 11, "static"): {
         "headless_tokens", "inception", "mobilenet_v1", "resnet_basic", "shufflenet", "squeezenet", "swin", "vgg_bn",
         "vit_mean",

@@ -296,7 +296,7 @@ def test_all_solvers_find_the_minimum_of_a_linear_problem_in_closed_form(kwargs)
     np.testing.assert_allclose(np.r_[head.coefs_[0][:, 0], head.intercepts_[0]], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{"solver": "sgd", "learning_rate_init": 0.1}, {"learning_rate_init": 0.02}])
+@pytest.mark.parametrize("kwargs", [{"solver": "sgd", "learning_rate_init": 0.1}, {"learning_rate_init": 0.05}])
 def test_stochastic_solvers_end_where_objective_and_pull_balance(iris, source, kwargs):
     X, y = iris[0][:60], np.roll(iris[1][:60], 1)
     head = TransferMLPClassifier(source, source_weight=[0.5, 5], alpha=0.1, tol=0, max_iter=3000)
