@@ -85,7 +85,7 @@ def logme_score(X: Any, y: Any, *, task: str = "auto") -> float:
     n = features.X.shape[0]
     targets, scales = scale_targets(read_targets(y, n)) if regression else _mark_classes(read_labels(y, n))
     found = maximise(square_spectrum(features, targets))
-    if _estimate_error(found) > ACCURACY:
+    if estimate_error(found) > ACCURACY:
         found = maximise(exact_spectrum(features, targets))
     return float(np.mean(found.values - scales))
 
@@ -98,6 +98,6 @@ def _mark_classes(labels: Labels) -> tuple[Any, Array]:
     return marks, np.log(root)
 
 
-def _estimate_error(found: Evidence) -> float:
+def estimate_error(found: Evidence) -> float:
     """Return what rounding errors of squared singular values can make of the values."""
     return float(np.max(ROUNDING / found.ratios + ROUNDING / found.noises))
