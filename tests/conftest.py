@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,13 @@ from threadpoolctl import threadpool_limits
 
 import sktransfer.cache
 
+# What another process executes first where it needs a module, and neither the estimators nor scikit-learn, whose import
+# takes seconds.
+WITHOUT_ESTIMATORS = f"""
+import sys, types
+sys.modules["sktransfer"] = types.ModuleType("sktransfer")
+sys.modules["sktransfer"].__path__ = {list(sktransfer.__path__)}
+"""
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -194,6 +202,12 @@ def own_backbone_file(tmp_path, request):
     """A small classifier that no other test has, so that no embedding of it is in any cache."""
     seed = int.from_bytes(hashlib.sha256(request.node.nodeid.encode()).digest()[:4])
     return str(save_backbone(tmp_path / "own", small_classifier(seed)))
+
+
+def run_process(code, *arguments, **environment):
+    """What another process prints that needs no estimator."""
+    command = [sys.executable, "-c", WITHOUT_ESTIMATORS + code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment}).stdout
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import subprocess
-import sys
 import time
 import warnings
 
@@ -12,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pandas as pd
 import pytest
+from conftest import run_process
 from PIL import Image, ImageOps
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -116,12 +115,13 @@ def test_tuned_mlp_on_clothing(assets, clothing):
 
 
 NASTY = """
-import csv, sys, warnings, numpy as np, sktransfer
+import csv, warnings, numpy as np
+from sktransfer.extraction import extract
 with open(sys.argv[2] + "/manifest.csv", encoding="utf-8") as file:
     names = [row["file"] for row in csv.DictReader(file)]
 warnings.simplefilter("ignore")
 options = {"cache_dir": None, "broken_images": "nan", "return_report": True, "n_jobs": 2}
-vectors, report = sktransfer.extract(names, sys.argv[1], root=sys.argv[2], **options)
+vectors, report = extract(names, sys.argv[1], root=sys.argv[2], **options)
 np.save(sys.argv[3], vectors)
 report.to_pickle(sys.argv[4])
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))  # ru_maxrss begins with that of the parent
@@ -134,8 +134,7 @@ def nasty(assets, tmp_path_factory):
     """Rows of the manifest, vectors, report and standard output of a process of their own."""
     folder, output = assets / "datasets" / "nasty", tmp_path_factory.mktemp("nasty")
     files = output / "vectors.npy", output / "report.pickle"
-    command = [sys.executable, "-c", NASTY, assets / "models" / "mobilenetv1_0.25_128", folder, *files]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = run_process(NASTY, assets / "models" / "mobilenetv1_0.25_128", folder, *files)
     with open(folder / "manifest.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file)), np.load(files[0]), pd.read_pickle(files[1]), printed
 
@@ -179,21 +178,22 @@ def test_no_nasty_file_takes_long(assets):
 
 
 MEMORY = """
-import os, sys, sktransfer
+import os
+from sktransfer.extraction import extract
+from sktransfer.session import release_sessions
 model, folder, *photos = sys.argv[1:]
 names = [f"{folder}/{row}.jpg" for row in range(10_000)]
 for row, name in enumerate(names):
     os.symlink(photos[row % len(photos)], name)
 for n in (1_000, 10_000):
-    size = sktransfer.extract(names[:n], model).nbytes
-    sktransfer.release_sessions()
+    size = extract(names[:n], model).nbytes
+    release_sessions()
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))  # ru_maxrss begins with that of the parent
     print(int(status["VmHWM"].split()[0]) * 1024 - size)
 """
 
 
 def test_peak_memory_is_flat_in_the_number_of_references(assets, clothing, tmp_path):
-    command = [sys.executable, "-c", MEMORY, assets / "models" / "mobilenetv1_0.25_128", tmp_path, *clothing[0][:200]]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    small, large = map(int, done.stdout.split())
+    printed = run_process(MEMORY, assets / "models" / "mobilenetv1_0.25_128", tmp_path, *clothing[0][:200])
+    small, large = map(int, printed.split())
     assert large - small < 50e6

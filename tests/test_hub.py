@@ -16,7 +16,7 @@ import huggingface_hub.constants
 import huggingface_hub.utils._http
 import onnx
 import pytest
-from conftest import small_classifier
+from conftest import WITHOUT_ESTIMATORS, small_classifier
 from hub_server import COMMIT, CONFIG, MODEL, OTHER, Handler, Server, find_commit, sha256
 
 import sktransfer.downloads
@@ -257,11 +257,8 @@ def test_threads_that_want_the_same_file_fetch_one_body(server, repository):
 
 
 def start_process(code):
-    """Run `code` in another process, without the parts of the package that hub does not use: they take seconds."""
-    package = "import sys, types; sys.modules['sktransfer'] = module = types.ModuleType('sktransfer')"
-    code = (
-        f"{package}; module.__path__ = {[str(Path(sktransfer.__file__).parent)]}; import sktransfer.hub as hub; {code}"
-    )
+    """Run `code` in another process."""
+    code = f"{WITHOUT_ESTIMATORS}import sktransfer.hub as hub; {code}"
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, env=environment)

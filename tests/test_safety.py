@@ -1,13 +1,9 @@
 """Files that must be refused with a reason, quickly, and without using memory."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
-from conftest import Builder, photo, small_classifier
+from conftest import Builder, photo, run_process, small_classifier
 from onnx import TensorProto, helper
 from test_graph import assert_same, by_hand, embed
 
@@ -169,14 +165,19 @@ def long_chain():
 
 
 MEASURE = """
-import sys, time, resource, sktransfer.network, onnx, pathlib
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import time, sktransfer.network, onnx, pathlib
+from sktransfer.exceptions import SktransferError
+from sktransfer.extraction import extract
+def peak():  # ru_maxrss begins with that of the parent
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["VmHWM"].split()[0]) * 1024
+before = peak()
 for path in sys.argv[1:]:
     start = time.monotonic()
     try:
-        sktransfer.extract(["x"], path, preprocessing="imagenet")
-    except sktransfer.SktransferError:
-        print(time.monotonic() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        extract(["x"], path, preprocessing="imagenet")
+    except SktransferError:
+        print(time.monotonic() - start, peak() - before)
 """
 
 
@@ -186,10 +187,9 @@ def costs(tmp_path_factory):
     folder, makes = tmp_path_factory.mktemp("refused"), (huge, inflated, long_chain)
     for make in makes:
         (folder / f"{make.__name__}.onnx").write_bytes(make().SerializeToString())
-    command = [sys.executable, "-c", MEASURE, *(folder / f"{make.__name__}.onnx" for make in makes)]
-    environment = {**os.environ, "SKTRANSFER_DEVICE": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    lines = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
+    paths = [folder / f"{make.__name__}.onnx" for make in makes]
+    printed = run_process(MEASURE, *paths, SKTRANSFER_DEVICE="cpu")
+    lines = [tuple(map(float, line.split())) for line in printed.splitlines()]
     return dict(zip(makes, lines, strict=True))
 
 

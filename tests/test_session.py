@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import onnxruntime as ort
 import pytest
-from conftest import photo, save_backbone, small_classifier
+from conftest import WITHOUT_ESTIMATORS, photo, save_backbone, small_classifier
 from onnx import helper
 from PIL import Image
 
@@ -323,11 +323,7 @@ def test_the_batch_of_a_gpu_follows_from_what_the_network_costs(tmp_path, monkey
     assert sizes == [64, 256, 16, 16, 256]
 
 
-# Without the estimator and scikit-learn, whose import takes seconds.
-OTHER_PROCESS = f"""
-import sys, types
-sys.modules["sktransfer"] = module = types.ModuleType("sktransfer")
-module.__path__ = {list(sktransfer.__path__)}
+OTHER_PROCESS = f"""{WITHOUT_ESTIMATORS}
 import sktransfer.extraction, sktransfer.session
 from sktransfer.devices import Device
 from sktransfer.turns import take_turn

@@ -7,16 +7,13 @@ import threading
 import time
 
 import pytest
+from conftest import WITHOUT_ESTIMATORS
 
 import sktransfer.turns
 from sktransfer.options import count_gpu_processes
 from sktransfer.turns import take_turn
 
-# Without the parts of the package that turns does not use: they take seconds.
-HOLD = f"""
-import sys, types
-sys.modules["sktransfer"] = module = types.ModuleType("sktransfer")
-module.__path__ = {list(sktransfer.__path__)}
+HOLD = f"""{WITHOUT_ESTIMATORS}
 from sktransfer.turns import take_turn
 with take_turn("gpu-test"):
     print("taken", flush=True)
