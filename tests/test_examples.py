@@ -1,6 +1,8 @@
 """The examples run as they are, on fewer photos, and what their docstrings claim holds."""
 
+import contextlib
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -55,7 +57,7 @@ def test_weights_and_sampling_move_the_decision_of_a_rare_class(run_example):
 def test_without_imbalanced_learn_one_line_says_what_to_install(run_example, monkeypatch):
     for name in ("imblearn", "imblearn.over_sampling", "imblearn.pipeline"):
         monkeypatch.setitem(sys.modules, name, None)
-    table, printed = run_example("imbalance", 160, N_REPEATS=1)
+    table, printed = run_example("imbalance", 100, N_REPEATS=1)
     assert "pip install imbalanced-learn" in printed
     assert "SMOTE" not in table.index
 
@@ -76,8 +78,17 @@ def test_text_and_photo_know_more_than_each_alone(run_example):
     assert table.iloc[2, -1] == table.iloc[1, -1]
 
 
-def test_fit_of_a_loaded_network_forgets_and_a_head_with_a_source_does_not(run_example):
-    table, printed = run_example("source_task", 1797, N_DRAWS=2)
+@pytest.fixture(scope="module")
+def source_task():
+    """The table of the example, and what it printed."""
+    module = load_example("source_task")
+    module.N_DRAWS = 2
+    with threadpool_limits(1), contextlib.redirect_stdout(io.StringIO()) as printed:
+        return module.main(), printed.getvalue()
+
+
+def test_fit_of_a_loaded_network_forgets_and_a_head_with_a_source_does_not(source_task):
+    table, printed = source_task
     accuracy = table["mean"]["target"]
     assert "AdamOptimizer" in printed
     for way in ("joblib: load, fit", "skops: load, fit", 'transfer="structure"'):
@@ -87,8 +98,8 @@ def test_fit_of_a_loaded_network_forgets_and_a_head_with_a_source_does_not(run_e
     assert table["epochs"]["target", "warm_start=True"] == 1
 
 
-def test_a_chain_of_tasks_is_better_than_its_first_and_its_last_link_alone(run_example):
-    accuracy = run_example("source_task", 1797, N_DRAWS=2)[0]["mean"]["later"]
+def test_a_chain_of_tasks_is_better_than_its_first_and_its_last_link_alone(source_task):
+    accuracy = source_task[0]["mean"]["later"]
     assert accuracy["source → later"] > accuracy["fresh network"] + 0.02
     assert accuracy["source → target → later"] > accuracy["source → later"] + 0.01
 
@@ -122,7 +133,7 @@ def test_labels_saved_are_read_off_between_the_points_of_the_curve():
 @pytest.fixture
 def few_labels():
     module = load_example("few_labels")
-    module.N_IMAGES, module.PER_CLASS, module.N_DRAWS = 200, (1, 2), 1
+    module.N_IMAGES, module.PER_CLASS, module.N_DRAWS = 120, (1, 2), 1
     return module
 
 
