@@ -100,8 +100,8 @@ def main() -> None:
         compare(*make_columns(), ROUNDS),
         f"""{N:,} rows, {D:,} columns (float32), {K} classes. Ratios of seconds: median of {ROUNDS} alternating rounds
 (smallest–largest). Memory by tracemalloc, which sees arrays and not what LAPACK takes for itself inside of
-`numpy.linalg`. The score of `h_score` is another one. *With all digits* is the way that is taken where y is reproduced with so little noise that squared
-singular values are too coarse.""",
+`numpy.linalg`. The score of `h_score` is another one. *With all digits* is the way that is taken where y is reproduced
+with so little noise that squared singular values are too coarse.""",
     )
 
 

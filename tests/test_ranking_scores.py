@@ -97,7 +97,7 @@ def slow_evidence(X, y):
     ends = [
         scipy.optimize.minimize(miss, start, method="Nelder-Mead", options={
             "xatol": 1e-4, "fatol": 1e-9, "initial_simplex": np.add(start, [[0, 0], [1.5, 0], [0, 1.5]])}).fun
-        for start in sorted(points, key=miss)[:3]
+        for start in sorted(points, key=miss)[:2]
     ]  # fmt: skip
     return -min(ends) - np.log(size)
 
@@ -140,7 +140,7 @@ def make_ill_conditioned(n, d, condition, noise, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(24, 6), (20, 40)], ids=str)
-@pytest.mark.parametrize("condition", [10, 1e4, 1e8])
+@pytest.mark.parametrize("condition", [10, 1e6])
 @pytest.mark.parametrize("noise", [1, 1e-2, 1e-4])
 def test_logme_of_ill_conditioned_embeddings_is_that_of_extended_precision(shape, condition, noise):
     if np.finfo(np.longdouble).eps > 1e-18:
@@ -299,6 +299,7 @@ def test_nce_is_that_of_loops_over_classes(shape):
 
 def test_leep_of_a_certain_source_is_nce_and_huge_logits_are_certain():
     logits, y = make_logits(30, 4, 3)
+    assert leep_score(np.clip(logits, -1, 1) * 1e308, y) <= 0
     assert leep_score(logits * 1e300, y) == pytest.approx(nce_score(logits, y), rel=1e-9)
     assert leep_score(logits * 1e-300, y) == pytest.approx(-sum(p * -np.log(p) for p in np.bincount(y) / 30), rel=1e-9)
 
@@ -335,6 +336,12 @@ def test_the_penalty_of_a_column_that_is_constant_in_training_is_finite():
     head = EvidenceRidge().fit(X - X.mean(axis=0), y)
     assert np.isfinite(head.alpha_).all()
     assert np.abs(head.predict(X)[:, 0]).max() < 1e-9
+
+
+def test_values_without_noise_are_probed_in_single_precision_without_a_warning():
+    X, _ = make_task(40, 6, 2)
+    X = np.column_stack([X, X[:, 0]]).astype(np.float32)
+    assert linear_probe_score(X, X[:, 0].astype(float)) == pytest.approx(1, abs=1e-4)
 
 
 class Recorder(LogisticRegression):
@@ -381,7 +388,7 @@ small_tasks = st.builds(
     make_task, st.integers(10, 24), st.integers(1, 30), st.integers(2, 4), seed=st.integers(0, 10_000)
 )  # fmt: skip
 seeds = st.integers(0, 10_000)
-laws = settings(max_examples=15, deadline=None)
+laws = settings(max_examples=8, deadline=None)
 
 
 @laws
@@ -522,6 +529,15 @@ BAD_X = [
 def test_embeddings_that_cannot_be_scored_are_refused_by_row_and_column(score, X, message):
     with pytest.raises(ValueError, match=message):
         score(X, [0, 1, 0, 1, 0, 1])
+
+
+def test_numbers_beyond_float64_are_refused():
+    X = np.ones((4, 2), dtype=np.longdouble) * 2
+    if np.finfo(np.longdouble).maxexp == 1024:
+        pytest.skip("there are none here")
+    X[3, 1] = np.longdouble(2) ** 2000
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="must be finite. Got inf in row 3, column 1"):
+        logme_score(X, [0, 1, 0, 1])
 
 
 @pytest.mark.parametrize("score", ALL_SCORES)

@@ -41,7 +41,7 @@ def h_score(X: Any, y: Any, *, shrinkage: float | Literal["ledoit-wolf"] = "ledo
     ------
     ValueError, TypeError
         If X is not 2-D, finite and real, has fewer than 2 rows, y does not fit to it, has one class only or holds
-        floats. (The papers define no score for a regression; see :func:`logme_score`, or bin y.)
+        floats. (For values of a regression see :func:`logme_score`, or bin them.)
 
     Notes
     -----
@@ -51,10 +51,10 @@ def h_score(X: Any, y: Any, *, shrinkage: float | Literal["ledoit-wolf"] = "ledo
 
     References
     ----------
-    .. [1] Y. Bao et al., "An information-theoretic approach to transferability in task transfer learning", ICIP 2019,
-       definition 2.
+    .. [1] Y. Bao et al., "An information-theoretic approach to transferability in task transfer learning", ICIP 2019:
+       the definition of the H-score.
     .. [2] S. Ibrahim, N. Ponomareva and R. Mazumder, "Newer is not always better: rethinking transferability metrics,
-       their peculiarities, stability and performance", ECML PKDD 2022, arXiv:2110.06893.
+       their peculiarities, stability and performance", arXiv:2110.06893: the shrinkage-based H-score.
 
     Examples
     --------

@@ -40,6 +40,8 @@ def read_features(X: Any, name: str = "X") -> Features:
             raise ValueError(f"{name} must hold real numbers. Got other objects instead.") from error
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name} must hold real numbers. Got dtype {array.dtype} instead.")
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (n_samples, n_features). Got shape {array.shape} instead.")
     if array.shape[0] < 2 or array.shape[1] < 1:

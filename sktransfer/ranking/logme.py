@@ -67,7 +67,7 @@ def logme_score(X: Any, y: Any, *, task: str = "auto") -> float:
     References
     ----------
     .. [1] K. You, Y. Liu, J. Wang and M. Long, "LogME: Practical assessment of pre-trained models for transfer
-       learning", ICML 2021, equations 1 and 2.
+       learning", ICML 2021: the log evidence and its maximum.
     .. [2] K. You, Y. Liu, Z. Zhang, J. Wang, M. Jordan and M. Long, "Ranking and tuning pre-trained models: a new
        paradigm for exploiting model hubs", JMLR 23 (2022), arXiv:2110.10545.
 

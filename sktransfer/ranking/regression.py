@@ -13,6 +13,8 @@ from sktransfer.ranking.blocks import Array, Features
 from sktransfer.ranking.evidence import maximise
 from sktransfer.ranking.spectra import square_spectrum
 
+SMALLEST = 100  # roundings of X's dtype: a smaller penalty would be lost beside the largest eigenvalue
+
 
 def scale_targets(targets: Array) -> tuple[Array, Array]:
     """Return columns with a mean square of 1 (or of zeros), and the logarithms of what they were divided by."""
@@ -39,7 +41,8 @@ class EvidenceRidge(RegressorMixin, BaseEstimator):
         """Fit to X of shape (n_samples, n_features) and y of shape (n_samples, n_outputs)."""
         targets, _ = scale_targets(y - y.mean(axis=0))
         spectrum = square_spectrum(Features(X), targets)
-        self.alpha_ = maximise(spectrum).ratios * spectrum.largest
+        ratios = np.maximum(maximise(spectrum).ratios, SMALLEST * np.finfo(X.dtype).eps)
+        self.alpha_ = ratios * spectrum.largest
         self.model_ = Ridge(self.alpha_).fit(X, y)
         return self
 
