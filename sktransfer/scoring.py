@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from sktransfer.intervals import draw_subsets, find_interval
 from sktransfer.ranking import h_score, leep_score, linear_probe_score, logme_score, nce_score
@@ -105,10 +106,11 @@ def score_embeddings(
         labels = None if targets.regression else np.unique(targets.y, return_inverse=True)[1]
         n_rows = len(targets.y)
         subsets = draw_subsets(labels, targets.groups, n_rows, n_resamples, MAX_ROWS, random_state)
-        drawn = [
-            _compute_part(named[first], X[rows], None if logits is None else logits[rows], targets.take(rows))
-            for rows in subsets
-        ]
+        with threadpool_limits(1):  # small problems: a second thread costs more than it brings
+            drawn = [
+                _compute_part(named[first], X[rows], None if logits is None else logits[rows], targets.take(rows))
+                for rows in subsets
+            ]
         low, high = find_interval(values[first], drawn, float(np.mean([len(rows) for rows in subsets])), n_rows)
     return values | {"low": low, "high": high}
 

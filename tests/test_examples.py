@@ -154,6 +154,15 @@ def test_without_matplotlib_the_table_is_there_and_one_line_says_what_to_install
     assert not Path("curve.png").exists()
 
 
+def test_a_ranking_is_nearly_the_order_of_the_grid_search(run_example, monkeypatch):
+    monkeypatch.delenv("SKTRANSFER_ASSETS", raising=False)
+    [(table, seconds)], printed = run_example("choose_backbone", 120, LAYERS=["stage1", "stage4"], C=[0.01])
+    assert table["layer"].tolist() == ["stage4", "stage1"]
+    assert table["accuracy"].is_monotonic_decreasing
+    assert "Weighted tau of the two orders (1 is the same order): 1.00" in printed
+    assert "grid search" in seconds
+
+
 @pytest.fixture
 def houses_folder(tmp_path, rng):
     """60 houses, the dearer the brighter their photos, and the first of them again with other numbers."""
