@@ -3,8 +3,8 @@
     OPENBLAS_NUM_THREADS=1 python -m benchmarks.bench_logme
 
 10,000 rows, 2,048 columns like embeddings, 100 classes, float32: `numpy.linalg.svd` in float32, `logme_score` by inner
-products and, as for values without noise, with all digits; beside them `h_score` and one evaluation by the fixed-point
-iteration of the papers after that decomposition. Memory is what Python's allocator hands out (tracemalloc).
+products and, as for values without noise, with all digits; beside them `h_score`. Memory is what Python's allocator
+hands out (tracemalloc).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from sktransfer.ranking import logme
 N, D, K = 10_000, 2048, 100
 ROUNDS = 3
 FACTORS = 60  # of the columns like embeddings
-STEPS = 11  # of the fixed-point iteration, as in the papers' code
 
 
 def make_columns(n=N, d=D, n_classes=K):
@@ -33,26 +32,6 @@ def make_columns(n=N, d=D, n_classes=K):
 
 def decompose(X):
     return np.linalg.svd(X, full_matrices=False)
-
-
-def iterate(X, y):
-    """Score by a decomposition of X and the papers' iteration, class by class."""
-    u, s, _ = decompose(X)
-    n, squares, found = len(X), s.astype(np.float64) ** 2, []
-    for label in np.unique(y):
-        marks = (y == label).astype(np.float64)
-        z, alpha, beta = (u.T @ marks) ** 2, 1.0, 1.0
-        rest = max(marks @ marks - z.sum(), 0.0)
-        for _ in range(STEPS):
-            share = beta * squares / (alpha + beta * squares)
-            weights = (share**2 * z / squares).sum()
-            missed = ((1 - share) ** 2 * z).sum() + rest
-            alpha, beta = share.sum() / weights, (n - share.sum()) / missed
-        share = beta * squares / (alpha + beta * squares)
-        left = beta * (((1 - share) * z).sum() + rest)
-        determinant = np.log1p(squares * beta / alpha).sum()
-        found.append(-0.5 * (np.log(2 * np.pi) - np.log(beta) + (left + determinant) / n))
-    return float(np.mean(found))
 
 
 def score_exactly(X, y):
@@ -77,7 +56,6 @@ def compare(X, y, rounds):
         "`numpy.linalg.svd`": lambda: decompose(X),
         "`logme_score`": lambda: logme_score(X, y),
         "`logme_score` with all digits": lambda: score_exactly(X, y),
-        "SVD and the papers' iteration": lambda: iterate(X, y),
         "`h_score`": lambda: h_score(X, y),
     }
     seconds = alternate(candidates, rounds)

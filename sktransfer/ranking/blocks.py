@@ -24,24 +24,28 @@ def row_slices(n_rows: int, width: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Features:
-    """Checked features: (X − mean) · 2^−exponent in float64, made where it is needed.
+    """Checked features: X · 2^−exponent − mean in float64, made where it is needed.
 
     Divided by a power of two no digit changes, and squares neither overflow nor vanish.
     """
 
     X: npt.NDArray[Any]  # (n, d) real numbers, all finite
     exponent: int = 0
-    mean: Array | None = None  # (d,), None for zeros; of X · 2^−exponent
+    mean: Array | None = None  # (d,), None for zeros
 
     def rows(self, part: slice) -> Array:
         """Return a few rows."""
         block = self._scale(self.X[part])
-        return block if self.mean is None else block - self.mean
+        if self.mean is not None:
+            block -= self.mean
+        return block
 
     def columns(self, part: slice) -> Array:
         """Return a few columns."""
         block = self._scale(self.X[:, part])
-        return block if self.mean is None else block - self.mean[part]
+        if self.mean is not None:
+            block -= self.mean[part]
+        return block
 
     def centre(self) -> Features:
         """Return the features around their means; those that do not vary are exactly zero."""

@@ -98,7 +98,8 @@ def estimate_shrinkage(features: Features, gram: Array) -> float:
     mean = np.trace(gram) / n / d
     squared = 2 * sum((np.triu(gram[at : at + PANEL, at:], 1) ** 2).sum() for at in range(0, len(gram), PANEL))
     squared += (np.diagonal(gram) ** 2).sum()
-    fourth = sum(((features.rows(part) ** 2).sum(axis=1) ** 2).sum() for part in row_slices(n, d))
+    blocks = (features.rows(part) for part in row_slices(n, d))
+    fourth = sum((np.einsum("ij,ij->i", block, block) ** 2).sum() for block in blocks)
     distance = squared / n**2 / d - mean**2
     error = min((fourth / n - squared / n**2) / n / d, distance)
     return float(min(max(error / distance, 0.0), 1.0)) if distance > 0 else 0.0

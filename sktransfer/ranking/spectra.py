@@ -8,8 +8,10 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
-from sktransfer.ranking.blocks import Array, Features, row_slices
+from sktransfer.ranking.blocks import Array, Features
 from sktransfer.ranking.evidence import Spectrum
+
+LEAST = 1024  # rows that are rotated at once
 
 
 def square_spectrum(features: Features, targets: Any) -> Spectrum:
@@ -53,8 +55,8 @@ def exact_spectrum(features: Features, targets: Any) -> Spectrum:
     n, d = features.X.shape
     if d > n:
         factor = np.zeros((0, n))
-        for part in row_slices(d, n):
-            factor = _triangle(factor, features.columns(part).T)
+        for start in range(0, d, max(n, LEAST)):
+            factor = _triangle(factor, features.columns(slice(start, start + max(n, LEAST))).T)
         vectors, values, _ = np.linalg.svd(factor.T)
         return _complete(n, values, (targets.T @ vectors).T, np.zeros(targets.shape[1]))
     width = max(d, 64)
@@ -74,7 +76,7 @@ def _rotate(features: Features, targets: Any) -> Array:
     """Return the triangle that rotations make of (X, targets), a few rows at a time."""
     n, d = features.X.shape
     factor = np.zeros((0, d + targets.shape[1]))
-    step = max(d + targets.shape[1], 1024)
+    step = max(d + targets.shape[1], LEAST)
     for start in range(0, n, step):
         part = slice(start, start + step)
         right = targets[part].toarray() if scipy.sparse.issparse(targets) else targets[part]
