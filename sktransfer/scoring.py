@@ -132,4 +132,6 @@ def _compute(score: str | ScoreFunction, X: Array, logits: Array | None, targets
         return np.nan if logits is None else float(function(logits, targets.y))
     if score == "linear_probe":
         return float(linear_probe_score(X, targets.y, cv=targets.cv, groups=targets.groups))
-    return float((logme_score if score == "logme" else h_score)(X, targets.y))
+    # LogME has no intercept: a mean that embeddings have to explain as well would decide which of them is best.
+    y = targets.y - targets.y.mean(axis=0) if targets.regression else targets.y
+    return float((logme_score if score == "logme" else h_score)(X, y))

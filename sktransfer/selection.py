@@ -148,7 +148,8 @@ def rank_backbones(
     scores : str, callable, or a list of them, default="logme"
         "logme", "h_score", "linear_probe" (cross-validated accuracy, or R²), "leep", "nce", or functions of (X, y) that
         return more for better embeddings. The first one ranks. "leep" and "nce" take the network's own classifier, are
-        the same for all layers, and NaN where there is none. A regression has "logme" and "linear_probe".
+        the same for all layers, and NaN where there is none. A regression has "logme", of values around their mean, and
+        "linear_probe".
     groups : array-like of shape (n,) or None, default=None
         Rows of one group stay together, in the folds of "linear_probe" and in the interval.
     cv : int, splitter or None, default=None

@@ -286,7 +286,13 @@ def test_floats_are_values_of_a_regression(pictures, three, not_timed):
     table = rank_backbones(pictures, brightness, three[:1], scores=["linear_probe", "logme"], cv=4)
     X = extract(pictures, three[0])
     assert table["linear_probe"][0] == pytest.approx(linear_probe_score(X, brightness, cv=4))
-    assert table["logme"][0] == pytest.approx(logme_score(X, brightness))
+    assert table["logme"][0] == pytest.approx(logme_score(X, brightness - brightness.mean()))
+
+
+def test_the_order_of_a_regression_does_not_depend_on_where_its_zero_is(pictures, three, not_timed):
+    brightness = np.array([pixels.mean() for pixels in pictures])
+    tables = [rank_backbones(pictures, brightness + shift, three) for shift in (0.0, 1000.0)]
+    np.testing.assert_allclose(tables[0][["logme", "low", "high"]], tables[1][["logme", "low", "high"]], rtol=1e-6)
 
 
 def test_groups_stay_together_in_the_probe(pictures, three, not_timed):
