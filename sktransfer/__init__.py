@@ -1,5 +1,6 @@
 """sktransfer: embed images with pretrained CNNs, inside scikit-learn pipelines."""
 
+from sktransfer.adaptation import AdaptedClassifier, AdaptedRegressor
 from sktransfer.backbones import Backbone, list_backbones, load_backbone
 from sktransfer.cache import cache_info, clear_cache
 from sktransfer.checks import check_images
@@ -28,6 +29,8 @@ from sktransfer.transfer import TransferLogisticRegression, TransferMLPClassifie
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptedClassifier",
+    "AdaptedRegressor",
     "Backbone",
     "BackboneError",
     "CacheWarning",

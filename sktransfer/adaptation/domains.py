@@ -1,0 +1,201 @@
+"""Which rows are the target's, and which of them have a label."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+FEW = 20  # target rows: fewer give moments that are mostly noise
+SHOWN = 3  # rows that an error names
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of several domains as the adapters see them."""
+
+    y: Array  # numbers of classes with -1, or values with NaN, for what is not known
+    sample_domain: Array  # the source's number, or -1
+    classes: Array | None  # what the numbers of classes stand for
+
+
+def read_domains(sample_domain: Any, n_rows: int) -> Array:
+    """Return one integer a row: a source's number (0 or more), or -1 for the target.
+
+    Raises
+    ------
+    ValueError
+        If it is not a whole number for each row, or names no source rows or fewer than two target rows.
+    """
+    domains = np.asarray(sample_domain)
+    if domains.shape != (n_rows,):
+        raise ValueError(
+            f"sample_domain must have one number for each of the {n_rows} rows of X. Got shape {domains.shape} instead."
+        )
+    try:
+        numbers = domains.astype(np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full(n_rows, np.nan)
+    bad = np.flatnonzero(~np.isfinite(numbers) | (numbers != np.floor(numbers)) | (domains.dtype == bool))
+    if len(bad):
+        raise ValueError(
+            "sample_domain must be integers: 0 or more for rows of a source, below 0 for the target's. Got "
+            f"{domains[bad[0]]!r} in row {bad[0]} instead."
+        )
+    domains = np.maximum(numbers, -1).astype(np.int64)
+    n_target = int((domains < 0).sum())
+    if n_target == n_rows:
+        raise ValueError(
+            "sample_domain must be 0 or more for the rows of a source. Got only rows of the target instead."
+        )
+    if n_target < 2:
+        raise ValueError(
+            f"sample_domain must be below 0 for the rows of the target, two at least. Got {n_target} of {n_rows} rows "
+            "instead; leave it out to fit the plain estimator."
+        )
+    if n_target < FEW:
+        warnings.warn(
+            f"Only {n_target} target rows: what is learnt of the target from fewer than {FEW} is mostly noise.",
+            UserWarning, stacklevel=4,
+        )  # fmt: skip
+    return domains
+
+
+def read_classes(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
+    """Number the classes of the labelled rows; target rows may have none.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+    domains : ndarray of shape (n,)
+        What `read_domains` returned.
+    missing_label : object
+        None for -1 among integers, None, NaN or NA among objects, NaN among floats.
+    use : bool or "auto"
+        Whether labels of target rows are read; "auto" does, and warns if there is none missing.
+    """
+    labels = _as_labels(y)
+    if labels.shape != domains.shape:
+        raise ValueError(
+            f"y must have one label for each of the {len(domains)} rows. Got shape {labels.shape} instead."
+        )
+    missing = find_missing(labels, missing_label)
+    target = domains < 0
+    _refuse_missing(missing & ~target, labels, missing_label)
+    if use is False:
+        missing = target.copy()
+    elif use == "auto":
+        _warn_if_unmasked(missing[target], labels)
+    known = labels[~missing]
+    if known.dtype == object:
+        known = _narrow(known)
+    if known.dtype.kind == "f" and (known != np.floor(known)).any():
+        raise ValueError("Unknown label type: y must be classes. Got continuous values instead; use AdaptedRegressor.")
+    try:
+        classes, codes = np.unique(known, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in known})
+        raise TypeError(f"y must hold labels of one kind. Got {' and '.join(kinds)} instead.") from error
+    n_source_classes = len(np.unique(codes[~target[~missing]]))
+    if n_source_classes < 2:
+        raise ValueError(
+            f"The source rows must have at least two classes. Got only one class instead: {classes[codes[0]]!r}."
+        )
+    numbers = np.full(len(labels), -1, dtype=np.int64)
+    numbers[~missing] = codes
+    return Task(numbers, domains, classes)
+
+
+def read_values(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
+    """Values of a regression, (n,) or (n, n_outputs); target rows may hold NaN."""
+    try:
+        values = y.to_numpy(np.float64, na_value=np.nan) if hasattr(y, "to_numpy") else np.array(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y must be numbers, NaN where a target row has none. {error}") from error
+    values = np.array(values)
+    if len(values) != len(domains) or values.ndim not in {1, 2}:
+        raise ValueError(
+            f"y must have one value for each of the {len(domains)} rows. Got shape {values.shape} instead."
+        )
+    gone = ~np.isnan(values)  # where there is a value
+    if missing_label is not None:
+        gone &= values != missing_label
+    missing = np.logical_not(gone if values.ndim == 1 else gone.all(axis=1))
+    target = domains < 0
+    _refuse_missing(missing & ~target, values, missing_label)
+    if use is False:
+        missing = target.copy()
+    elif use == "auto":
+        _warn_if_unmasked(missing[target], values)
+    values[missing] = np.nan
+    infinite = np.flatnonzero(np.isinf(values if values.ndim == 1 else values.sum(axis=1)))
+    if len(infinite):
+        raise ValueError(f"y must be finite. Got {values[infinite[0]]!r} in row {infinite[0]} instead.")
+    return Task(values, domains, None)
+
+
+def find_missing(labels: Array, missing_label: Any) -> Array:
+    """Mask of the labels that stand for none."""
+    if missing_label is not None and missing_label == missing_label:  # noqa: PLR0124  # NaN is found below
+        return np.array([bool(label == missing_label) for label in labels.tolist()], dtype=bool)
+    if labels.dtype.kind in "iu":
+        return labels == -1 if missing_label is None else np.zeros(len(labels), dtype=bool)
+    import pandas as pd
+
+    return np.asarray(pd.isna(labels), dtype=bool)
+
+
+def _as_labels(y: Any) -> Array:
+    """One-dimensional labels; strings of a list as objects, so that a None among them stays one."""
+    if isinstance(y, (list, tuple)) and any(isinstance(label, str) or label is None for label in y):
+        labels = np.empty(len(y), dtype=object)
+        labels[:] = y
+    else:
+        labels = np.asarray(y)
+    if labels.ndim > 1 and labels.size == len(labels):
+        labels = labels.ravel()
+    if labels.dtype.kind in "US":
+        raise ValueError(
+            "y must be an array of objects for labels to be missing in it. Got strings of fixed width "
+            f"({labels.dtype}) instead, which cut longer ones off; use y.astype(object) with None on target rows "
+            "without a label."
+        )
+    return labels
+
+
+def _narrow(known: Array) -> Array:
+    """Objects that are all integers, floats or bools as an array of these; strings stay objects."""
+    kinds = {type(label) for label in known}
+    if all(issubclass(kind, (bool, np.bool_)) for kind in kinds):
+        return known.astype(bool)
+    if all(issubclass(kind, Integral) for kind in kinds):
+        return known.astype(np.int64)
+    return known
+
+
+def _refuse_missing(wrong: Array, labels: Array, missing_label: Any) -> None:
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        named = ", ".join(str(row) for row in rows[:SHOWN])
+        more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+        remedy = "" if missing_label is not None else ", or name another missing_label if this is a class"
+        raise ValueError(
+            f"Rows of a source must have a label. Got {labels[rows[0]]!r} in row {named}{more} instead; leave such "
+            f"rows out{remedy}."
+        )
+
+
+def _warn_if_unmasked(missing: Array, labels: Array) -> None:
+    if not missing.any():
+        mark = {"i": "-1", "u": "-1", "f": "NaN"}.get(labels.dtype.kind, "None")
+        warnings.warn(
+            f"All {len(missing)} target rows have a label in y, and these are learnt from. To adapt without them, "
+            f"put {mark} there or set use_target_labels=False; to learn from them without this warning, True.",
+            UserWarning, stacklevel=5,
+        )  # fmt: skip
