@@ -50,26 +50,49 @@ def fit_chain(estimator: Any, adapters: Sequence[Adapter], X: Array, task: Task,
     return Chain(list(adapters), train(learn, rows, task.y, task.sample_domain, sample_weight))
 
 
-def report_on(estimator: Any, chain: Chain, X: Array, task: Task, auc: float, check: bool,
-              sample_weight: Array | None) -> AdaptationReport:  # fmt: skip
-    """Compare the chain with the plain estimator, by reverse validation."""
+def fit_first_harmless(estimator: Any, candidates: Sequence[Sequence[Adapter]], X: Array, task: Task, auc: float,
+                       check: bool, sample_weight: Array | None) -> tuple[Chain, AdaptationReport]:  # fmt: skip
+    """Fit the first candidate that does not look harmful beside the plain estimator, or the last one.
+
+    Parameters
+    ----------
+    candidates : sequence of sequences of Adapter
+        An empty one is the plain estimator.
+    auc : float
+        Of a classifier between the domains, for the report.
+    check : bool
+        Without it the first candidate is taken and nothing is compared.
+    """
     target = task.sample_domain < 0
-    plain = adapted = np.nan
-    if chain.adapters and check:
-        learn = partial(fit_model, estimator, task.classes)
-        alone = fit_chain(estimator, [], X, task, sample_weight)
-        plain = score_reverse(learn, X, task.y, task.sample_domain, alone.model.predict(X[target]))
-        rows = chain.transform(X, task.sample_domain)
-        adapted = score_reverse(learn, rows, task.y, task.sample_domain, chain.model.predict(rows[target]))
-    return AdaptationReport(
-        methods=tuple(type(adapter).__name__ for adapter in chain.adapters),
-        n_source=int((~target).sum()),
-        n_target=int(target.sum()),
-        n_target_labels=int(find_known(task.y)[target].sum()),
-        domain_auc=auc,
-        source_only_score=plain,
-        adapted_score=adapted,
-    )
+    alone = fit_chain(estimator, [], X, task, sample_weight) if check and candidates[0] else None
+    plain = np.nan if alone is None else _score(estimator, alone, X, task)
+    left_out = list[tuple[str, ...]]()
+    for adapters in candidates:
+        chain = fit_chain(estimator, adapters, X, task, sample_weight) if adapters or alone is None else alone
+        report = AdaptationReport(
+            methods=_name(adapters),
+            left_out=tuple(left_out),
+            n_source=int((~target).sum()),
+            n_target=int(target.sum()),
+            n_target_labels=int(find_known(task.y)[target].sum()),
+            domain_auc=auc,
+            source_only_score=plain,
+            adapted_score=np.nan if alone is None else plain if not adapters else _score(estimator, chain, X, task),
+        )
+        if not report.harmful:
+            break
+        left_out.append(_name(adapters))
+    return chain, report
+
+
+def _name(adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    return tuple(type(adapter).__name__ for adapter in adapters)
+
+
+def _score(estimator: Any, chain: Chain, X: Array, task: Task) -> float:
+    rows = chain.transform(X, task.sample_domain)
+    predicted = chain.model.predict(rows[task.sample_domain < 0])
+    return score_reverse(partial(fit_model, estimator, task.classes), rows, task.y, task.sample_domain, predicted)
 
 
 def _train_plainly(learn: Any, X: Array, y: Array, sample_domain: Array, sample_weight: Array | None) -> Any:  # noqa: ARG001

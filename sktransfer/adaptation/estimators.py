@@ -9,13 +9,13 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from sktransfer.adaptation.chain import fit_chain, report_on
+from sktransfer.adaptation.chain import fit_first_harmless
 from sktransfer.adaptation.domains import read_classes, read_domains, read_values
 from sktransfer.adaptation.learners import find_weight_parameter
-from sktransfer.adaptation.methods import choose_adapters
+from sktransfer.adaptation.methods import choose_candidates, is_auto
 from sktransfer.adaptation.shift import tell_domains_apart
 
-CLOSE = 0.8  # AUC between the domains up to which "auto" leaves the plain estimator
+CLOSE = 0.9  # AUC between the domains up to which "auto" leaves the plain estimator
 
 
 def _estimator_has(name):
@@ -56,7 +56,7 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         -------
         self
         """
-        adapters = choose_adapters(self.method, self._kind)
+        candidates = choose_candidates(self.method, self._kind)
         for attribute in ("adapters_", "report_", "classes_"):
             vars(self).pop(attribute, None)
         if sample_domain is None:
@@ -72,10 +72,11 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
             find_weight_parameter(self.estimator)
         _refuse_constant(X, task.sample_domain)
         auc = tell_domains_apart(X, task.sample_domain < 0)
-        if isinstance(self.method, str) and self.method == "auto" and auc < CLOSE:
-            adapters = []
-        chain = fit_chain(self.estimator, adapters, X, task, sample_weight)
-        self.report_ = report_on(self.estimator, chain, X, task, auc, self.check, sample_weight)
+        if is_auto(self.method) and auc < CLOSE:
+            candidates = [[]]
+        chain, self.report_ = fit_first_harmless(
+            self.estimator, candidates, X, task, auc, self.check or is_auto(self.method), sample_weight
+        )
         self.adapters_, self.estimator_ = chain.adapters, chain.model.estimator
         if task.classes is not None:
             self.classes_ = task.classes
@@ -153,7 +154,8 @@ class AdaptedClassifier(ClassifierMixin, AdaptedEstimator):
         - "ot": source rows carried onto the target's by optimal transport (``OptimalTransport``; needs POT)
         - "pseudo": self-training on the target rows of most certain labels (``SelfTraining``), alone or last in a list
         - "auto": ``["standardize", "subspace", "pseudo"]`` where a classifier tells the domains apart with an AUC of
-          0.8 or more, and the plain estimator where they are closer: there is nothing to gain then
+          0.9 or more, and the plain estimator where they are closer: there is nothing to gain then. What looks harmful
+          (see `report_`) is left out: first the self-training, then all
 
         The classes are in ``sktransfer.adaptation``; their docstrings have equation and paper. One's own method is a
         subclass of ``sktransfer.adaptation.Adapter``.
@@ -164,7 +166,8 @@ class AdaptedClassifier(ClassifierMixin, AdaptedEstimator):
         Whether the labels that target rows do have are learnt from. "auto" does, and warns if none is missing, since
         that is rarely meant; False does not read them, as in a search in which they serve the scorer alone.
     check : bool, default=True
-        Whether `report_` compares with the source alone, which costs three more fits of the estimator.
+        Whether `report_` compares with the source alone, which costs three more fits of the estimator; "auto" always
+        does.
 
     Attributes
     ----------

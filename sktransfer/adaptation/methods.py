@@ -21,20 +21,32 @@ METHODS: dict[str, type[Adapter]] = {
     "ot": OptimalTransport,
     "pseudo": SelfTraining,
 }
-AUTO = {"classifier": ["standardize", "subspace", "pseudo"], "regressor": ["standardize", "subspace"]}
+AUTO = {  # the first that does not look harmful
+    "classifier": [["standardize", "subspace", "pseudo"], ["standardize", "subspace"], []],
+    "regressor": [["standardize", "subspace"], []],
+}
 HOOKS = ("fit", "transform", "source_weight", "train")
 
 
-def choose_adapters(method: Any, kind: str) -> list[Adapter]:
-    """Return new adapters for "auto", a name, an adapter, or a list of names and adapters.
+def is_auto(method: Any) -> bool:
+    """Whether the method is to be chosen."""
+    return isinstance(method, str) and method == "auto"
+
+
+def choose_candidates(method: Any, kind: str) -> list[list[Adapter]]:
+    """Return lists of new adapters to be tried in turn, for "auto", a name, an adapter, or a list of these.
 
     Parameters
     ----------
     kind : {"classifier", "regressor"}
         What "auto" is for.
     """
-    if isinstance(method, str) and method == "auto":
-        method = AUTO[kind]
+    if is_auto(method):
+        return [[_make_adapter(name) for name in names] for names in AUTO[kind]]
+    return [_make_adapters(method)]
+
+
+def _make_adapters(method: Any) -> list[Adapter]:
     wanted = list(method) if isinstance(method, (list, tuple)) else [method]
     if not wanted:
         raise ValueError("method must name at least one method. Got an empty list instead.")

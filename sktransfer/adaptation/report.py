@@ -23,6 +23,7 @@ class AdaptationReport:
     """
 
     methods: tuple[str, ...]  # empty: the plain estimator
+    left_out: tuple[tuple[str, ...], ...]  # what "auto" tried before, and found harmful
     n_source: int  # rows
     n_target: int
     n_target_labels: int  # rows of the target whose labels were learnt from
@@ -40,8 +41,10 @@ class AdaptationReport:
         if self.n_target_labels:
             rows += f" ({self.n_target_labels} with labels)"
         lines = [f"{rows}; a classifier tells them apart with an AUC of {self.domain_auc:.2f}."]
+        lines += [f"Left out as harmful: {', '.join(methods)}." for methods in self.left_out]
         if not self.methods:
-            lines.append("Not adapted: the domains are close, and the plain estimator serves both.")
+            close = "" if self.left_out else "the domains are close, and "
+            lines.append(f"Not adapted: {close}the plain estimator serves both.")
             return "\n".join(lines)
         lines.append(f"Adapted by {', '.join(self.methods)}.")
         if np.isnan(self.adapted_score):
