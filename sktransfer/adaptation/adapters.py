@@ -63,7 +63,7 @@ class Adapter(BaseEstimator):
 def find_known(y: Array) -> Array:
     """Rows that have a label: mask of shape (n,)."""
     if np.issubdtype(y.dtype, np.floating):
-        return ~np.isnan(y if y.ndim == 1 else y.sum(axis=1))
+        return np.logical_not(np.isnan(y.reshape(len(y), -1)).any(axis=1))
     return y >= 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -38,17 +39,14 @@ def read_domains(sample_domain: Any, n_rows: int) -> Array:
         raise ValueError(
             f"sample_domain must have one number for each of the {n_rows} rows of X. Got shape {domains.shape} instead."
         )
-    try:
-        numbers = domains.astype(np.float64)
-    except (TypeError, ValueError):
-        numbers = np.full(n_rows, np.nan)
-    bad = np.flatnonzero(~np.isfinite(numbers) | (numbers != np.floor(numbers)) | (domains.dtype == bool))
-    if len(bad):
+    numbers = domains.tolist()
+    bad = [row for row, number in enumerate(numbers) if not _is_whole(number)]
+    if bad:
         raise ValueError(
             "sample_domain must be integers: 0 or more for rows of a source, below 0 for the target's. Got "
-            f"{domains[bad[0]]!r} in row {bad[0]} instead."
+            f"{numbers[bad[0]]!r} in row {bad[0]} instead."
         )
-    domains = np.maximum(numbers, -1).astype(np.int64)
+    domains = np.array([max(int(number), -1) for number in numbers], dtype=np.int64)
     n_target = int((domains < 0).sum())
     if n_target == n_rows:
         raise ValueError(
@@ -62,7 +60,7 @@ def read_domains(sample_domain: Any, n_rows: int) -> Array:
     if n_target < FEW:
         warnings.warn(
             f"Only {n_target} target rows: what is learnt of the target from fewer than {FEW} is mostly noise.",
-            UserWarning, stacklevel=4,
+            UserWarning, stacklevel=_find_stacklevel(),
         )  # fmt: skip
     return domains
 
@@ -76,7 +74,7 @@ def read_classes(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
     domains : ndarray of shape (n,)
         What `read_domains` returned.
     missing_label : object
-        None for -1 among integers, None, NaN or NA among objects, NaN among floats.
+        None for -1 among integers. None, NaN and NA always stand for none.
     use : bool or "auto"
         Whether labels of target rows are read; "auto" does, and warns if there is none missing.
     """
@@ -88,25 +86,22 @@ def read_classes(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
     missing = find_missing(labels, missing_label)
     target = domains < 0
     _refuse_missing(missing & ~target, labels, missing_label)
-    if use is False:
+    if not use:
         missing = target.copy()
     elif use == "auto":
         _warn_if_unmasked(missing[target], labels)
-    known = labels[~missing]
-    if known.dtype == object:
-        known = _narrow(known)
+    known = _narrow(labels[~missing])
     if known.dtype.kind == "f" and (known != np.floor(known)).any():
         raise ValueError("Unknown label type: y must be classes. Got continuous values instead; use AdaptedRegressor.")
     try:
         classes, codes = np.unique(known, return_inverse=True)
     except TypeError as error:
-        kinds = sorted({type(label).__name__ for label in known})
+        kinds = sorted({type(label).__name__ for label in known.tolist()})
         raise TypeError(f"y must hold labels of one kind. Got {' and '.join(kinds)} instead.") from error
-    n_source_classes = len(np.unique(codes[~target[~missing]]))
-    if n_source_classes < 2:
-        raise ValueError(
-            f"The source rows must have at least two classes. Got only one class instead: {classes[codes[0]]!r}."
-        )
+    source_codes = np.unique(codes[~target[~missing]])
+    if len(source_codes) < 2:
+        only = classes[source_codes].tolist()[0]
+        raise ValueError(f"The source rows must have at least two classes. Got only one class instead: {only!r}.")
     numbers = np.full(len(labels), -1, dtype=np.int64)
     numbers[~missing] = codes
     return Task(numbers, domains, classes)
@@ -115,11 +110,12 @@ def read_classes(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
 def read_values(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
     """Values of a regression, (n,) or (n, n_outputs); target rows may hold NaN."""
     try:
-        values = y.to_numpy(np.float64, na_value=np.nan) if hasattr(y, "to_numpy") else np.array(y, dtype=np.float64)
+        # pandas' NA is no number to numpy, and other libraries' to_numpy has no na_value
+        values = y.to_numpy(np.float64, na_value=np.nan) if hasattr(y, "iloc") else np.array(y, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"y must be numbers, NaN where a target row has none. {error}") from error
     values = np.array(values)
-    if len(values) != len(domains) or values.ndim not in {1, 2}:
+    if values.ndim not in {1, 2} or len(values) != len(domains):
         raise ValueError(
             f"y must have one value for each of the {len(domains)} rows. Got shape {values.shape} instead."
         )
@@ -129,30 +125,36 @@ def read_values(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
     missing = np.logical_not(gone if values.ndim == 1 else gone.all(axis=1))
     target = domains < 0
     _refuse_missing(missing & ~target, values, missing_label)
-    if use is False:
+    if not use:
         missing = target.copy()
     elif use == "auto":
         _warn_if_unmasked(missing[target], values)
     values[missing] = np.nan
-    infinite = np.flatnonzero(np.isinf(values if values.ndim == 1 else values.sum(axis=1)))
+    infinite = np.flatnonzero(np.isinf(values if values.ndim == 1 else np.abs(values).max(axis=1)))
     if len(infinite):
-        raise ValueError(f"y must be finite. Got {values[infinite[0]]!r} in row {infinite[0]} instead.")
+        raise ValueError(f"y must be finite. Got {values[infinite[0]].tolist()!r} in row {infinite[0]} instead.")
     return Task(values, domains, None)
 
 
 def find_missing(labels: Array, missing_label: Any) -> Array:
     """Mask of the labels that stand for none."""
-    if missing_label is not None and missing_label == missing_label:  # noqa: PLR0124  # NaN is found below
-        return np.array([bool(label == missing_label) for label in labels.tolist()], dtype=bool)
-    if labels.dtype.kind in "iu":
-        return labels == -1 if missing_label is None else np.zeros(len(labels), dtype=bool)
     import pandas as pd
 
-    return np.asarray(pd.isna(labels), dtype=bool)
+    gone = np.asarray(pd.isna(labels), dtype=bool)
+    if missing_label is None:
+        # nullable integers with an NA among them arrive as objects
+        integers = all(isinstance(label, Integral) and not isinstance(label, bool) for label in labels[~gone].tolist())
+        if integers:
+            gone[~gone] = labels[~gone] == -1
+    elif not pd.isna(missing_label):
+        gone[~gone] = [bool(label == missing_label) for label in labels[~gone].tolist()]
+    return gone
 
 
 def _as_labels(y: Any) -> Array:
     """One-dimensional labels; strings of a list as objects, so that a None among them stays one."""
+    if hasattr(y, "iloc"):
+        y = y.to_numpy()
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) or label is None for label in y):
         labels = np.empty(len(y), dtype=object)
         labels[:] = y
@@ -171,11 +173,15 @@ def _as_labels(y: Any) -> Array:
 
 def _narrow(known: Array) -> Array:
     """Objects that are all integers, floats or bools as an array of these; strings stay objects."""
+    if known.dtype != object:
+        return known
     kinds = {type(label) for label in known}
     if all(issubclass(kind, (bool, np.bool_)) for kind in kinds):
         return known.astype(bool)
     if all(issubclass(kind, Integral) for kind in kinds):
         return known.astype(np.int64)
+    if all(issubclass(kind, Real) for kind in kinds):
+        return known.astype(np.float64)
     return known
 
 
@@ -186,8 +192,8 @@ def _refuse_missing(wrong: Array, labels: Array, missing_label: Any) -> None:
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
         remedy = "" if missing_label is not None else ", or name another missing_label if this is a class"
         raise ValueError(
-            f"Rows of a source must have a label. Got {labels[rows[0]]!r} in row {named}{more} instead; leave such "
-            f"rows out{remedy}."
+            f"Rows of a source must have a label. Got {labels[rows].tolist()[0]!r} in row {named}{more} instead; leave "
+            f"such rows out{remedy}."
         )
 
 
@@ -197,5 +203,19 @@ def _warn_if_unmasked(missing: Array, labels: Array) -> None:
         warnings.warn(
             f"All {len(missing)} target rows have a label in y, and these are learnt from. To adapt without them, "
             f"put {mark} there or set use_target_labels=False; to learn from them without this warning, True.",
-            UserWarning, stacklevel=5,
+            UserWarning, stacklevel=_find_stacklevel(),
         )  # fmt: skip
+
+
+def _is_whole(number: Any) -> bool:
+    if isinstance(number, Integral):
+        return not isinstance(number, bool) and int(number) < 2**63
+    return isinstance(number, float) and number.is_integer() and number < 2**63
+
+
+def _find_stacklevel() -> int:
+    """Return the ``stacklevel`` of the caller's line, through a Pipeline or a search, for a warning in this module."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("sktransfer.", "sklearn.", "joblib.")):
+        frame, level = frame.f_back, level + 1
+    return level

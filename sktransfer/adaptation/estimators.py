@@ -11,7 +11,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from sktransfer.adaptation.chain import fit_first_harmless
 from sktransfer.adaptation.domains import read_classes, read_domains, read_values
-from sktransfer.adaptation.learners import find_weight_parameter
+from sktransfer.adaptation.learners import find_weight_parameter, fit_weighted
 from sktransfer.adaptation.methods import choose_candidates, is_auto
 from sktransfer.adaptation.shift import tell_domains_apart
 
@@ -57,19 +57,18 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         self
         """
         candidates = choose_candidates(self.method, self._kind)
-        for attribute in ("adapters_", "report_", "classes_"):
+        for attribute in ("estimator_", "adapters_", "report_", "classes_"):
             vars(self).pop(attribute, None)
         if sample_domain is None:
             return self._fit_plain(X, y, sample_weight)
-        if self.use_target_labels not in (True, False, "auto"):
-            raise ValueError(
-                f'use_target_labels must be True, False or "auto". Got {self.use_target_labels!r} instead.'
-            )
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=3)
-        task = self._read(y, read_domains(sample_domain, len(X)), self.missing_label, self.use_target_labels)
+        use = self.use_target_labels
+        if not (isinstance(use, (bool, np.bool_)) or (isinstance(use, str) and use == "auto")):
+            raise ValueError(f'use_target_labels must be True, False or "auto". Got {use!r} instead.')
+        X = self._read_rows(X, reset=True)
+        task = self._read(y, read_domains(sample_domain, len(X)), self.missing_label, use)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
             find_weight_parameter(self.estimator)
+            sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         _refuse_constant(X, task.sample_domain)
         auc = tell_domains_apart(X, task.sample_domain < 0)
         if is_auto(self.method) and auc < CLOSE:
@@ -79,24 +78,34 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         )
         self.adapters_, self.estimator_ = chain.adapters, chain.model.estimator
         if task.classes is not None:
-            self.classes_ = task.classes
+            self.classes_ = getattr(self.estimator_, "classes_", task.classes)  # in the order of its columns
         return self
 
     def _fit_plain(self, X, y, sample_weight):
         validate_data(self, X, skip_check_array=True)
-        parameters = {} if sample_weight is None else {find_weight_parameter(self.estimator): sample_weight}
-        self.estimator_ = clone(self.estimator).fit(X, y, **parameters)
+        self.estimator_ = fit_weighted(clone(self.estimator), X, y, sample_weight)
         self.adapters_ = []
         if hasattr(self.estimator_, "classes_"):
             self.classes_ = self.estimator_.classes_
         return self
+
+    def _read_rows(self, X, reset):
+        X = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False)
+        rows, columns = np.nonzero(~np.isfinite(X))
+        if len(rows):
+            more = len(np.unique(rows)) - 1
+            raise ValueError(
+                f"X must be finite. Got {X[rows[0], columns[0]]} in row {rows[0]}, column {columns[0]}"
+                f"{f' ({more} more rows)' if more else ''} instead; impute the values or leave such rows out."
+            )
+        return X
 
     def _transform(self, X):
         """Target rows as the estimator sees them."""
         if not hasattr(self, "report_"):
             validate_data(self, X, reset=False, skip_check_array=True)
             return X
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        X = self._read_rows(X, reset=False)
         for adapter in self.adapters_:
             X = adapter.transform(X, np.full(len(X), -1))
         return X

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.special
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
@@ -29,26 +31,40 @@ class Model:
     def scores(self, X: Array) -> Array:
         """How likely each class is: (n, n_classes), rows sum to 1; an estimator that only predicts is certain."""
         assert self.classes is not None
+        scores = self._score_known(X)
         out = np.zeros((len(X), len(self.classes)))
-        known = np.searchsorted(self.classes, self.estimator.classes_)
-        if hasattr(self.estimator, "predict_proba"):
-            out[:, known] = self.estimator.predict_proba(X)
-        elif hasattr(self.estimator, "decision_function"):
-            margins = np.asarray(self.estimator.decision_function(X))
-            if margins.ndim == 1:
-                margins = np.column_stack([-margins, margins]) / 2
-            out[:, known] = scipy.special.softmax(margins, axis=1)
-        else:
+        if scores is None:
             out[np.arange(len(X)), self.predict(X)] = 1
+        else:
+            out[:, np.searchsorted(self.classes, self.estimator.classes_)] = scores
         return out
+
+    def _score_known(self, X: Array) -> Array | None:
+        """Return a column for each of the estimator's own classes, None if it has none."""
+        if hasattr(self.estimator, "predict_proba"):
+            return np.asarray(self.estimator.predict_proba(X))
+        if not hasattr(self.estimator, "decision_function"):
+            return None
+        margins = np.asarray(self.estimator.decision_function(X))
+        if margins.ndim == 1:
+            margins = np.column_stack([-margins, margins]) / 2
+        pairs = getattr(self.estimator, "decision_function_shape", "ovr") == "ovo" and margins.shape[1] > 2
+        return None if pairs else scipy.special.softmax(margins, axis=1)
 
 
 def fit_model(estimator: Any, classes: Array | None, X: Array, y: Array, sample_weight: Array | None) -> Model:
     """Fit a copy of the estimator on labels (classes[y]) or values y."""
-    copy = clone(estimator)
     labels = y if classes is None else classes[y]
-    parameters = {} if sample_weight is None else {find_weight_parameter(copy): sample_weight}
-    return Model(copy.fit(X, labels, **parameters), classes)
+    return Model(fit_weighted(clone(estimator), X, labels, sample_weight), classes)
+
+
+def fit_weighted(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Any:
+    """Fit the estimator itself, with or without weights of the rows."""
+    if sample_weight is None:
+        return estimator.fit(X, y)
+    name = find_weight_parameter(estimator)
+    with config_context(enable_metadata_routing=False) if "__" in name else nullcontext():  # takes no step's name
+        return estimator.fit(X, y, **{name: sample_weight})
 
 
 def find_weight_parameter(estimator: Any) -> str:

@@ -10,7 +10,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 
 from sktransfer.adaptation.adapters import Adapter, Array, find_domains
 
-FLAT = 1e-7  # of a domain's largest standard deviation: below it a feature counts as constant
+FLAT = 1e-7  # of a feature's mean: a standard deviation below it is rounding in float32
 
 
 class Standardize(Adapter):
@@ -37,7 +37,8 @@ class Standardize(Adapter):
         for domain in find_domains(sample_domain):
             rows = X[_rows_of(sample_domain, domain)]
             mean, deviation = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
-            deviation[deviation <= FLAT * np.maximum(deviation.max(), np.abs(mean))] = np.inf
+            noise = 10 * np.finfo(X.dtype).eps * deviation.max()  # of features computed from larger ones, as by a PCA
+            deviation[deviation <= np.maximum(FLAT * np.abs(mean), noise)] = np.inf
             self.moments_[domain] = mean, deviation
         return self
 
@@ -103,7 +104,7 @@ class Coral(Adapter):
 
 @dataclass(frozen=True)
 class Colour:
-    """A mean, and a covariance V diag(variances - floor) Vᵀ + floor I that is never written out."""
+    """A mean, and a covariance V diag(variances) Vᵀ + floor (I - V Vᵀ) that is never written out."""
 
     mean: Array  # (d,)
     axes: Array  # V, (d, rank)
@@ -118,17 +119,18 @@ class Colour:
         s = float(ledoit_wolf_shrinkage(centred, assume_centered=True)) if isinstance(shrinkage, str) else shrinkage
         values, axes = _principal_axes(centred)
         floor = s * values.sum() / X.shape[1]
-        if not floor > 0:
+        variances = (1 - s) * values + floor
+        if not (variances.min() > 0 and (floor > 0 or len(values) == X.shape[1])):
             raise ValueError(
-                "Covariances must be positive to be aligned. Got a domain whose rows are all the same (or shrinkage 0) "
-                "instead; give more rows, or a number as shrinkage."
+                "Covariances must be positive to be aligned. Got a domain of too few different rows instead; give "
+                "more, or a number as shrinkage."
             )
-        return cls(mean, axes, (1 - s) * values + floor, floor)
+        return cls(mean, axes, variances, floor)
 
     def multiply(self, X: Array, power: float) -> Array:
         """Return X C^power."""
-        gain = self.variances**power - self.floor**power
-        product: Array = ((X @ self.axes) * gain) @ self.axes.T + X * self.floor**power
+        rest = 0.0 if self.axes.shape[1] == len(self.axes) else self.floor**power
+        product: Array = ((X @ self.axes) * (self.variances**power - rest)) @ self.axes.T + X * rest
         return product
 
 

@@ -81,7 +81,7 @@ class SubspaceAlignment(Adapter):
         if wanted is None:
             n_classes = int(y.max()) + 1 if np.issubdtype(y.dtype, np.integer) else 0
             return max(1, min(int(most), sizes[-1] // 2, max(WIDTH, WIDTH_A_CLASS * n_classes)))
-        if not isinstance(wanted, Integral) or wanted < 1:
+        if not isinstance(wanted, Integral) or isinstance(wanted, bool) or wanted < 1:
             raise ValueError(f"n_components must be an integer >= 1, or None. Got {wanted!r} instead.")
         if wanted > max(most, 1):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from sktransfer._optional import import_optional
 from sktransfer.adaptation.adapters import Adapter, Array, find_domains
 
+NORMS = ("max", "median", "log", "loglog")
 LOOSE = 1e-2  # how far from 1 the coupling may sum
 
 
@@ -22,7 +24,8 @@ class OptimalTransport(Adapter):
     over couplings γ of source and target rows with uniform margins and M their squared distances; the second term sends
     rows of one class to the same target rows (left out in a regression). A source row becomes the mean of target rows
     under its share of γ; target rows stay. Several source domains are carried each by itself. The coupling has n_S n_T
-    entries: 10,000 by 10,000 rows take 0.8 GB a copy. Needs POT: ``pip install "sktransfer[adaptation]"``.
+    entries, and the class term as many for each class: 10,000 by 10,000 rows take 0.8 GB a class. Needs POT:
+    ``pip install "sktransfer[adaptation]"``.
 
     Parameters
     ----------
@@ -53,6 +56,7 @@ class OptimalTransport(Adapter):
 
     def fit(self, X, y, sample_domain):
         """Find the coupling of every source domain with the target."""
+        self._check_parameters()
         target = sample_domain < 0
         self.plans_ = {}
         for domain in find_domains(sample_domain)[:-1]:
@@ -61,7 +65,8 @@ class OptimalTransport(Adapter):
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what went wrong shows in the coupling
                 if np.issubdtype(y.dtype, np.integer):
-                    plan.fit(Xs=X[rows], ys=y[rows], Xt=X[target], yt=y[target])
+                    known = np.where(np.isin(y[target], y[rows]), y[target], -1)  # others would have nowhere to be from
+                    plan.fit(Xs=X[rows], ys=y[rows], Xt=X[target], yt=known)
                 else:
                     plan.fit(Xs=X[rows], Xt=X[target])
             coupling = plan.coupling_
@@ -69,6 +74,16 @@ class OptimalTransport(Adapter):
                 raise ValueError(f"reg must be larger for the coupling to converge here. Got {self.reg!r} instead.")
             self.plans_[domain] = plan
         return self
+
+    def _check_parameters(self):
+        for name, rule, right in (
+            ("reg", "above 0", isinstance(self.reg, Real) and 0 < self.reg < np.inf),
+            ("reg_class", "at least 0", isinstance(self.reg_class, Real) and 0 <= self.reg_class < np.inf),
+            ("norm", '"max", "median", "log", "loglog" or None', self.norm is None or self.norm in NORMS),
+            ("max_iter", "an integer >= 1", isinstance(self.max_iter, Integral) and self.max_iter >= 1),
+        ):
+            if not right:
+                raise ValueError(f"{name} must be {rule}. Got {getattr(self, name)!r} instead.")
 
     def _make_plan(self, y: Array) -> Any:
         methods = import_optional("ot.da", "adaptation")
