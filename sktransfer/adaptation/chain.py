@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,9 @@ def fit_first_harmless(estimator: Any, candidates: Sequence[Sequence[Adapter]], 
         Without it the first candidate is taken and nothing is compared.
     """
     target = task.sample_domain < 0
-    alone = fit_chain(estimator, [], X, task, sample_weight) if check and candidates[0] else None
+    with warnings.catch_warnings(record=True) as heard:  # of a model that is mostly there to be compared with
+        warnings.simplefilter("always")
+        alone = fit_chain(estimator, [], X, task, sample_weight) if check and candidates[0] else None
     plain = np.nan if alone is None else _score(estimator, alone, X, task)
     left_out = list[tuple[str, ...]]()
     for adapters in candidates:
@@ -82,6 +85,8 @@ def fit_first_harmless(estimator: Any, candidates: Sequence[Sequence[Adapter]], 
         if not report.harmful:
             break
         left_out.append(_name(adapters))
+    for one in heard if chain is alone else ():
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     return chain, report
 
 
@@ -92,7 +97,13 @@ def _name(adapters: Sequence[Adapter]) -> tuple[str, ...]:
 def _score(estimator: Any, chain: Chain, X: Array, task: Task) -> float:
     rows = chain.transform(X, task.sample_domain)
     predicted = chain.model.predict(rows[task.sample_domain < 0])
-    return score_reverse(partial(fit_model, estimator, task.classes), rows, task.y, task.sample_domain, predicted)
+    learn = partial(fit_model, estimator, task.classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a model that nobody gets
+        try:
+            return score_reverse(learn, rows, task.y, task.sample_domain, predicted)
+        except ValueError:  # fewer target rows, or of a predicted class, than the estimator's neighbours or folds
+            return np.nan
 
 
 def _train_plainly(learn: Any, X: Array, y: Array, sample_domain: Array, sample_weight: Array | None) -> Any:  # noqa: ARG001

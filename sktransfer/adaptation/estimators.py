@@ -103,7 +103,6 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
     def _transform(self, X):
         """Target rows as the estimator sees them."""
         if not hasattr(self, "report_"):
-            validate_data(self, X, reset=False, skip_check_array=True)
             return X
         X = self._read_rows(X, reset=False)
         for adapter in self.adapters_:

@@ -19,7 +19,7 @@ class AdaptationReport:
     The score is that of reverse validation (E. Zhong et al., "Cross validation framework to choose amongst models and
     datasets for transfer learning", ECML 2010, section 3): the target rows with their predicted labels teach the
     estimator once more, and it is asked for the known labels of the source rows. Labels that make no sense there cannot
-    lead back. Balanced accuracy of the source's classes, or R² of its values; in 0..1, higher is better.
+    lead back. Balanced accuracy of the source's classes, or R² of its values: 1 is best.
     """
 
     methods: tuple[str, ...]  # empty: the plain estimator
@@ -28,7 +28,7 @@ class AdaptationReport:
     n_target: int
     n_target_labels: int  # rows of the target whose labels were learnt from
     domain_auc: float  # of a classifier between source and target: 0.5 are the same, 1 are told apart at once
-    source_only_score: float  # NaN where the check was left out
+    source_only_score: float  # NaN where the check was left out, or too few target rows can teach the estimator
     adapted_score: float
 
     @property

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import get_scorer
+from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
+
+from sktransfer.adaptation.domains import find_missing
 
 
 class TargetScorer(BaseEstimator):
     """A scorer for searches and cross-validation that counts the target's rows only.
 
-    Which rows these are reaches it through scikit-learn's metadata routing, as it reaches
-    :class:`~sktransfer.AdaptedClassifier`.
+    Those of them that have a label, where some have none. Which rows are the target's reaches it through scikit-learn's
+    metadata routing, as it reaches :class:`~sktransfer.AdaptedClassifier`.
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ class TargetScorer(BaseEstimator):
         Raises
         ------
         ValueError
-            If `sample_domain` does not arrive, or none of the rows is the target's.
+            If `sample_domain` does not arrive, or none of the rows is the target's, or none of those has a label.
         """
         if sample_domain is None:
             raise ValueError(
@@ -67,5 +70,21 @@ class TargetScorer(BaseEstimator):
                 "None of the rows to score is the target's. Shuffle them into all folds, as in "
                 "cv=StratifiedKFold(5, shuffle=True, random_state=0)."
             )
+        rows = rows[_find_labelled(estimator, np.asarray(_safe_indexing(y, rows)))]
+        if not len(rows):
+            raise ValueError(
+                "None of the target's rows to score has a label in y. Give the known ones; use_target_labels=False keeps "
+                "them from the fit."
+            )
         parameters = {name: _safe_indexing(value, rows) for name, value in parameters.items()}
         return get_scorer(self.scoring)(estimator, _safe_indexing(X, rows), _safe_indexing(y, rows), **parameters)
+
+
+def _find_labelled(estimator, y):
+    """Mask of the rows with a label, by what the adapted estimator says stands for none."""
+    while isinstance(estimator, Pipeline):
+        estimator = estimator.steps[-1][1]
+    if not hasattr(estimator, "missing_label"):
+        return np.ones(len(y), dtype=bool)
+    missing = find_missing(y.ravel(), estimator.missing_label).reshape(len(y), -1)
+    return ~missing.any(axis=1)

@@ -72,6 +72,7 @@ class OptimalTransport(Adapter):
             coupling = plan.coupling_
             if not np.isfinite(coupling).all() or abs(coupling.sum() - 1) > LOOSE:
                 raise ValueError(f"reg must be larger for the coupling to converge here. Got {self.reg!r} instead.")
+            plan.cost_ = None  # as large as the coupling, and not needed again
             self.plans_[domain] = plan
         return self
 
