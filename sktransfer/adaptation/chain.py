@@ -13,7 +13,10 @@ import numpy as np
 from sktransfer.adaptation.adapters import Adapter, Array, find_known, train_on_known
 from sktransfer.adaptation.domains import Task
 from sktransfer.adaptation.learners import Model, fit_model
-from sktransfer.adaptation.report import AdaptationReport, score_reverse
+from sktransfer.adaptation.report import SOURCE_ONLY, AdaptationReport, name_methods, score_agreement, score_reverse
+from sktransfer.adaptation.selftraining import SelfTraining
+
+ADVANTAGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,59 +54,70 @@ def fit_chain(estimator: Any, adapters: Sequence[Adapter], X: Array, task: Task,
     return Chain(list(adapters), train(learn, rows, task.y, task.sample_domain, sample_weight))
 
 
-def fit_first_harmless(estimator: Any, candidates: Sequence[Sequence[Adapter]], X: Array, task: Task, auc: float,
-                       check: bool, sample_weight: Array | None) -> tuple[Chain, AdaptationReport]:  # fmt: skip
-    """Fit the first candidate that does not look harmful beside the plain estimator, or the last one.
+def fit_best(estimator: Any, candidates: Sequence[Sequence[Adapter]], X: Array, task: Task, auc: float, check: bool,
+             sample_weight: Array | None) -> tuple[Chain, AdaptationReport]:  # fmt: skip
+    """Fit all candidates and return the one of the best score, with the report.
 
     Parameters
     ----------
     candidates : sequence of sequences of Adapter
-        An empty one is the plain estimator.
+        An empty one is the plain estimator. One alone is taken whatever its score.
     auc : float
         Of a classifier between the domains, for the report.
     check : bool
-        Without it the first candidate is taken and nothing is compared.
+        Whether the candidates are compared; without it the first one is taken.
     """
+    scores = dict[str, float]()
+    chains = dict[str, Chain]()
+    if check and any(candidates):
+        with warnings.catch_warnings(record=True) as heard:  # of a model that is mostly there to be compared with
+            warnings.simplefilter("always")
+            chains[SOURCE_ONLY] = fit_chain(estimator, [], X, task, sample_weight)
+        for adapters in candidates:
+            if adapters:
+                chains[_name(adapters)] = fit_chain(estimator, adapters, X, task, sample_weight)
+        scores = {name: _score(estimator, chain, X, task) for name, chain in chains.items()}
+        chosen = max(map(_name, candidates), key=lambda name: _prefer(scores[name], chains[name]))
+        for one in heard if chosen == SOURCE_ONLY else ():
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        chain = chains[chosen]
+    else:
+        chain = fit_chain(estimator, candidates[0], X, task, sample_weight)
     target = task.sample_domain < 0
-    with warnings.catch_warnings(record=True) as heard:  # of a model that is mostly there to be compared with
-        warnings.simplefilter("always")
-        alone = fit_chain(estimator, [], X, task, sample_weight) if check and candidates[0] else None
-    plain = np.nan if alone is None else _score(estimator, alone, X, task)
-    left_out = list[tuple[str, ...]]()
-    for adapters in candidates:
-        chain = fit_chain(estimator, adapters, X, task, sample_weight) if adapters or alone is None else alone
-        report = AdaptationReport(
-            methods=_name(adapters),
-            left_out=tuple(left_out),
-            n_source=int((~target).sum()),
-            n_target=int(target.sum()),
-            n_target_labels=int(find_known(task.y)[target].sum()),
-            domain_auc=auc,
-            source_only_score=plain,
-            adapted_score=np.nan if alone is None else plain if not adapters else _score(estimator, chain, X, task),
-        )
-        if not report.harmful:
-            break
-        left_out.append(_name(adapters))
-    for one in heard if chain is alone else ():
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    report = AdaptationReport(
+        methods=tuple(type(adapter).__name__ for adapter in chain.adapters),
+        n_source=int((~target).sum()),
+        n_target=int(target.sum()),
+        n_target_labels=int(find_known(task.y)[target].sum()),
+        domain_auc=auc,
+        scores=scores,
+    )
     return chain, report
 
 
-def _name(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    return tuple(type(adapter).__name__ for adapter in adapters)
+def _name(adapters: Sequence[Adapter]) -> str:
+    return name_methods(tuple(type(adapter).__name__ for adapter in adapters))
+
+
+def _prefer(score: float, chain: Chain) -> float:
+    """Score less the advantage of self-training, which learns from the neighbours that the score asks."""
+    if np.isnan(score):
+        return -np.inf
+    return score - ADVANTAGE if any(isinstance(adapter, SelfTraining) for adapter in chain.adapters) else score
 
 
 def _score(estimator: Any, chain: Chain, X: Array, task: Task) -> float:
+    target = task.sample_domain < 0
     rows = chain.transform(X, task.sample_domain)
-    predicted = chain.model.predict(rows[task.sample_domain < 0])
+    predicted = chain.model.predict(rows[target])
     learn = partial(fit_model, estimator, task.classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a model that nobody gets
         try:
-            return score_reverse(learn, rows, task.y, task.sample_domain, predicted)
+            back = score_reverse(learn, rows, task.y, task.sample_domain, predicted)
         except ValueError:  # fewer target rows, or of a predicted class, than the estimator's neighbours or folds
             return np.nan
+    return (back + score_agreement(X[target], predicted)) / 2
 
 
 def _train_plainly(learn: Any, X: Array, y: Array, sample_domain: Array, sample_weight: Array | None) -> Any:  # noqa: ARG001

@@ -9,7 +9,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from sktransfer.adaptation.chain import fit_first_harmless
+from sktransfer.adaptation.chain import fit_best
 from sktransfer.adaptation.domains import read_classes, read_domains, read_values
 from sktransfer.adaptation.learners import find_weight_parameter, fit_weighted
 from sktransfer.adaptation.methods import choose_candidates, is_auto
@@ -64,6 +64,8 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         use = self.use_target_labels
         if not (isinstance(use, (bool, np.bool_)) or (isinstance(use, str) and use == "auto")):
             raise ValueError(f'use_target_labels must be True, False or "auto". Got {use!r} instead.')
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         X = self._read_rows(X, reset=True)
         task = self._read(y, read_domains(sample_domain, len(X)), self.missing_label, use)
         if sample_weight is not None:
@@ -73,7 +75,7 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         auc = tell_domains_apart(X, task.sample_domain < 0)
         if is_auto(self.method) and auc < CLOSE:
             candidates = [[]]
-        chain, self.report_ = fit_first_harmless(
+        chain, self.report_ = fit_best(
             self.estimator, candidates, X, task, auc, self.check or is_auto(self.method), sample_weight
         )
         self.adapters_, self.estimator_ = chain.adapters, chain.model.estimator
@@ -93,9 +95,9 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         X = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False)
         rows, columns = np.nonzero(~np.isfinite(X))
         if len(rows):
-            more = len(np.unique(rows)) - 1
+            value, more = X[rows[0], columns[0]], len(np.unique(rows)) - 1
             raise ValueError(
-                f"X must be finite. Got {X[rows[0], columns[0]]} in row {rows[0]}, column {columns[0]}"
+                f"X must be finite. Got {'NaN' if np.isnan(value) else value} in row {rows[0]}, column {columns[0]}"
                 f"{f' ({more} more rows)' if more else ''} instead; impute the values or leave such rows out."
             )
         return X
@@ -161,9 +163,9 @@ class AdaptedClassifier(ClassifierMixin, AdaptedEstimator):
         - "importance": source rows weighed by how likely they are in the target (``ImportanceWeighting``)
         - "ot": source rows carried onto the target's by optimal transport (``OptimalTransport``; needs POT)
         - "pseudo": self-training on the target rows of most certain labels (``SelfTraining``), alone or last in a list
-        - "auto": ``["standardize", "subspace", "pseudo"]`` where a classifier tells the domains apart with an AUC of
-          0.9 or more, and the plain estimator where they are closer: there is nothing to gain then. What looks harmful
-          (see `report_`) is left out: first the self-training, then all
+        - "auto": ``["standardize", "subspace", "pseudo"]``, the same without "pseudo", or the plain estimator: what
+          scores best without labels of the target (see `report_`). The plain one too where a classifier tells the
+          domains apart with an AUC below 0.9 only, since there is nothing to gain then
 
         The classes are in ``sktransfer.adaptation``; their docstrings have equation and paper. One's own method is a
         subclass of ``sktransfer.adaptation.Adapter``.
@@ -175,7 +177,7 @@ class AdaptedClassifier(ClassifierMixin, AdaptedEstimator):
         that is rarely meant; False does not read them, as in a search in which they serve the scorer alone.
     check : bool, default=True
         Whether `report_` compares with the source alone, which costs three more fits of the estimator; "auto" always
-        does.
+        compares.
 
     Attributes
     ----------
@@ -216,7 +218,7 @@ class AdaptedClassifier(ClassifierMixin, AdaptedEstimator):
     >>> print(adapted.report_)  # doctest: +ELLIPSIS
     100 source and 100 target rows; a classifier tells them apart with an AUC of 1.00.
     Adapted by Standardize, SubspaceAlignment, SelfTraining.
-    Reverse score: ...
+    Scores without the target's labels: 0... (source only), ...
     """
 
     _kind = "classifier"
@@ -245,7 +247,8 @@ class AdaptedRegressor(RegressorMixin, AdaptedEstimator):
     r"""Any regressor, adapted from labelled source rows to target rows that look different.
 
     As :class:`AdaptedClassifier`, for values in place of classes: what is unknown on target rows is NaN (in any of the
-    outputs), "pseudo" is refused, and "auto" is ``["standardize", "subspace"]``.
+    outputs), "pseudo" is refused, and "auto" is ``Standardize(onto="source")`` or the plain
+    regressor, whichever scores better.
 
     Parameters
     ----------

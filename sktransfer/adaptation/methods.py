@@ -21,9 +21,9 @@ METHODS: dict[str, type[Adapter]] = {
     "ot": OptimalTransport,
     "pseudo": SelfTraining,
 }
-AUTO = {  # the first that does not look harmful
+AUTO: dict[str, list[list[Any]]] = {  # of which the best score is taken
     "classifier": [["standardize", "subspace", "pseudo"], ["standardize", "subspace"], []],
-    "regressor": [["standardize", "subspace"], []],
+    "regressor": [[Standardize(onto="source")], []],
 }
 HOOKS = ("fit", "transform", "source_weight", "train")
 
@@ -34,7 +34,7 @@ def is_auto(method: Any) -> bool:
 
 
 def choose_candidates(method: Any, kind: str) -> list[list[Adapter]]:
-    """Return lists of new adapters to be tried in turn, for "auto", a name, an adapter, or a list of these.
+    """Return lists of new adapters to choose from, for "auto", a name, an adapter, or a list of these.
 
     Parameters
     ----------

@@ -21,9 +21,17 @@ class Standardize(Adapter):
     with the moments of the row's own domain d: first-order shifts, such as another light or another drawing style, go.
     Features that are constant within a domain become 0 there.
 
+    Parameters
+    ----------
+    onto : {"unit", "source"}, default="unit"
+        "source" then gives all rows the moments that the source rows have together, :math:`x \mapsto \mu_S + \sigma_S
+        (x - \mu_d) / \sigma_d`: a single source stays as it is, and an estimator's penalty means what it meant.
+
     Attributes
     ----------
     moments_ : dict of domain -> (mean, standard deviation), each of shape (n_features,)
+    shift_, scale_ : ndarray of shape (n_features,), or 0 and 1
+        What standardised rows are given.
 
     References
     ----------
@@ -31,8 +39,17 @@ class Standardize(Adapter):
        arXiv:1603.04779, eq. 1-2, on the features in place of every layer.
     """
 
+    def __init__(self, onto="unit"):
+        self.onto = onto
+
     def fit(self, X, y, sample_domain):
         """Take the moments of every domain."""
+        if self.onto not in {"unit", "source"}:
+            raise ValueError(f'onto must be "unit" or "source". Got {self.onto!r} instead.')
+        source = X[sample_domain >= 0]
+        self.shift_, self.scale_ = 0.0, 1.0
+        if self.onto == "source":
+            self.shift_, self.scale_ = source.mean(axis=0, dtype=np.float64), source.std(axis=0, dtype=np.float64)
         self.moments_ = {}
         for domain in find_domains(sample_domain):
             rows = X[_rows_of(sample_domain, domain)]
@@ -48,7 +65,7 @@ class Standardize(Adapter):
         for domain in np.unique(np.maximum(sample_domain, -1)):
             rows = _rows_of(sample_domain, domain)
             mean, deviation = self.moments_[int(domain)]
-            out[rows] = (X[rows] - mean) / deviation
+            out[rows] = (X[rows] - mean) / deviation * self.scale_ + self.shift_
         return out
 
 

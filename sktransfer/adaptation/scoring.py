@@ -73,8 +73,8 @@ class TargetScorer(BaseEstimator):
         rows = rows[_find_labelled(estimator, np.asarray(_safe_indexing(y, rows)))]
         if not len(rows):
             raise ValueError(
-                "None of the target's rows to score has a label in y. Give the known ones; use_target_labels=False keeps "
-                "them from the fit."
+                "None of the target's rows to score has a label in y. Give the known ones; use_target_labels=False "
+                "keeps them from the fit."
             )
         parameters = {name: _safe_indexing(value, rows) for name, value in parameters.items()}
         return get_scorer(self.scoring)(estimator, _safe_indexing(X, rows), _safe_indexing(y, rows), **parameters)
