@@ -242,3 +242,11 @@ def test_every_example_is_listed_and_says_its_question_first():
     for path in FOLDER.glob("*.py"):
         assert f"]({path.name})" in listed
         assert path.read_text("utf-8").split("\n")[0].endswith("?")
+
+
+def test_adaptation_helps_with_another_camera_and_leaves_the_same_one_alone(run_example):
+    table, printed = run_example("other_camera", 400, METHODS=("auto", "standardize"))
+    accuracy = table.set_index(["target", "method"])["accuracy"]
+    assert accuracy["the same camera", "auto"] == accuracy["the same camera", "source only"]
+    assert accuracy["another camera", "auto"] > accuracy["another camera", "source only"] + 0.1
+    assert "Not adapted: the domains are close." in printed

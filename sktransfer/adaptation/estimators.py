@@ -217,8 +217,8 @@ class AdaptedClassifier(ClassifierMixin, AdaptedEstimator):
     True
     >>> print(adapted.report_)  # doctest: +ELLIPSIS
     100 source and 100 target rows; a classifier tells them apart with an AUC of 1.00.
-    Adapted by Standardize, SubspaceAlignment, SelfTraining.
-    Scores without the target's labels: 0... (source only), ...
+    Adapted by Standardize, SubspaceAlignment...
+    Scores without the target's labels: 0... (source only)...
     """
 
     _kind = "classifier"

@@ -39,7 +39,7 @@ class Standardize(Adapter):
        arXiv:1603.04779, eq. 1-2, on the features in place of every layer.
     """
 
-    def __init__(self, onto="unit"):
+    def __init__(self, onto: str = "unit") -> None:
         self.onto = onto
 
     def fit(self, X, y, sample_domain):
