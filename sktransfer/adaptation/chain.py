@@ -14,9 +14,6 @@ from sktransfer.adaptation.adapters import Adapter, Array, find_known, train_on_
 from sktransfer.adaptation.domains import Task
 from sktransfer.adaptation.learners import Model, fit_model
 from sktransfer.adaptation.report import SOURCE_ONLY, AdaptationReport, name_methods, score_agreement, score_reverse
-from sktransfer.adaptation.selftraining import SelfTraining
-
-ADVANTAGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def fit_best(estimator: Any, candidates: Sequence[Sequence[Adapter]], X: Array, 
             if adapters:
                 chains[_name(adapters)] = fit_chain(estimator, adapters, X, task, sample_weight)
         scores = {name: _score(estimator, chain, X, task) for name, chain in chains.items()}
-        chosen = max(map(_name, candidates), key=lambda name: _prefer(scores[name], chains[name]))
+        chosen = max(map(_name, candidates), key=lambda name: np.nan_to_num(scores[name], nan=-np.inf))
         for one in heard if chosen == SOURCE_ONLY else ():
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         chain = chains[chosen]
@@ -97,13 +94,6 @@ def fit_best(estimator: Any, candidates: Sequence[Sequence[Adapter]], X: Array, 
 
 def _name(adapters: Sequence[Adapter]) -> str:
     return name_methods(tuple(type(adapter).__name__ for adapter in adapters))
-
-
-def _prefer(score: float, chain: Chain) -> float:
-    """Score less the advantage of self-training, which learns from the neighbours that the score asks."""
-    if np.isnan(score):
-        return -np.inf
-    return score - ADVANTAGE if any(isinstance(adapter, SelfTraining) for adapter in chain.adapters) else score
 
 
 def _score(estimator: Any, chain: Chain, X: Array, task: Task) -> float:
