@@ -2,6 +2,7 @@
 
 import pickle
 import tracemalloc
+from decimal import Decimal
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
 
 from sktransfer import h_score, leep_score, linear_probe_score, logme_score, nce_score
 from sktransfer.ranking import blocks, embedding_scorer, logme, spectra
@@ -377,6 +379,18 @@ def test_values_are_held_out_by_group_too():
     assert linear_probe_score(X, y, groups=groups, cv=GroupKFold(2), estimator=Ridge(1e-6)) == pytest.approx(1)
 
 
+def test_groups_may_be_of_several_types():
+    X, y = make_task(40, 3, 2)
+    groups = np.arange(40) // 10
+    mixed = np.array([3, "a", 1.5, ("b", 2)], dtype=object)[groups]
+    assert linear_probe_score(X, y, groups=mixed) == linear_probe_score(X, y, groups=groups)
+
+
+def test_a_regressor_is_fitted_to_a_column_as_scikit_learn_wants_it():
+    X, _ = make_task(40, 3, 2)
+    assert linear_probe_score(X, X[:, 0] + 1, estimator=SVR(kernel="linear", C=100)) > 0.9
+
+
 def test_the_probe_survives_few_samples_and_classes_of_one():
     X, y = make_task(20, 4, 2)
     y[:3] = 7, 8, 9
@@ -506,6 +520,8 @@ def test_huge_and_tiny_values_of_a_regression_are_scored():
     y = X[:, 0] + np.random.default_rng(0).standard_normal(30)
     for factor in (1e300, 1e-300):
         assert logme_score(X, y * factor) == pytest.approx(logme_score(X, y) - np.log(factor), rel=1e-6)
+        columns = np.column_stack([y, y * factor])
+        assert linear_probe_score(X, columns) == pytest.approx(linear_probe_score(X, y), rel=1e-6)
 
 
 @pytest.mark.parametrize("score", [logme_score, linear_probe_score])
@@ -516,6 +532,21 @@ def test_the_dtype_of_y_tells_labels_from_values_unless_task_does(score):
     assert score(X, y.astype(float), task="classification") == as_labels
     assert score(X, y, task="regression") == as_values
     assert score(X, y == 1) == as_labels
+
+
+@pytest.mark.parametrize("convert", [
+    lambda y: y.astype(object), lambda y: y.astype("S"), lambda y: np.array(list(map(Decimal, y.tolist()))),
+    lambda y: y.astype("datetime64[D]"), lambda y: pd.Categorical(y / 2)], ids=["int", "S", "Decimal", "date", "half"],
+)  # fmt: skip
+@pytest.mark.parametrize("score", ALL_SCORES)
+def test_labels_may_be_whatever_can_be_sorted(score, convert):
+    X, y = make_task(30, 4, 3)
+    assert score(X, convert(y)) == pytest.approx(score(X, y), rel=1e-9)
+
+
+def test_halves_are_probed_as_labels_if_that_is_said():
+    X, y = make_task(30, 4, 3)
+    assert linear_probe_score(X, y / 2, task="classification") == linear_probe_score(X, y)
 
 
 BAD_X = [
@@ -606,7 +637,9 @@ def test_scores_of_labels_refuse_values(score):
     (lambda X, y: linear_probe_score(X, y, cv=1), "cv must be .* integer from 2 to 3 for this y. Got 1 instead"),
     (lambda X, y: linear_probe_score(X, y, cv=4), "cv must be .* integer from 2 to 3 for this y. Got 4 instead"),
     (lambda X, y: linear_probe_score(X, y, groups=[1] * 6), "groups must have at least 2 values.* Got 1 instead"),
-    (lambda X, y: linear_probe_score(X, y, groups=[1, 2]), r"groups must have shape \(6,\). Got shape \(2,\) instead"),
+    (lambda X, y: linear_probe_score(X, y, groups=[1, 2]), r"entry for each of the 6 rows. Got shape \(2,\) instead"),
+    (lambda X, y: linear_probe_score(X, y, groups=[1, np.nan] * 3), "must have an entry in each row. Got nan in row 1"),
+    (lambda X, y: linear_probe_score(X, y, cv=[]), "cv must have at least one fold. Got none instead"),
     (lambda X, y: linear_probe_score(X, list("abcdef")), "y must have a class with at least 2 samples.* Got 6 classes"),
     (lambda X, y: leep_score(X[:, :1], y), "logits must have a column for each class of the source.* Got 1 instead"),
 ])  # fmt: skip

@@ -65,10 +65,15 @@ def _find_largest(array: npt.NDArray[Any], part: slice, name: str) -> float:
 
 
 def is_regression(y: Any, task: str) -> bool:
-    """Tell whether y are values of a regression: what task says, and whether they are floats where it is "auto"."""
+    """Tell whether y are values of a regression: what task says, and whether they are floats where it is "auto".
+
+    Categories of pandas are labels, whatever they hold.
+    """
     if task not in {"auto", "classification", "regression"}:
         raise ValueError(f'task must be "auto", "classification" or "regression". Got {task!r} instead.')
-    return task == "regression" or (task == "auto" and np.asarray(y).dtype.kind == "f")
+    if task != "auto" or getattr(getattr(y, "dtype", None), "name", "") == "category":
+        return task == "regression"
+    return np.asarray(y).dtype.kind == "f"
 
 
 def read_labels(y: Any, n_rows: int) -> Labels:
@@ -97,6 +102,31 @@ def read_labels(y: Any, n_rows: int) -> Labels:
     if len(classes) < 2:
         raise ValueError(f"y must have at least 2 classes. Got {classes.tolist()[0]!r} in all {n_rows} rows instead.")
     return Labels(classes, codes.astype(np.intp))
+
+
+def read_groups(groups: Any, n_rows: int) -> npt.NDArray[np.intp]:
+    """Check the groups of n rows and return them as numbers from 0.
+
+    Raises
+    ------
+    ValueError
+        If they are not 1-D, not as many as rows, or missing.
+    """
+    array = np.asarray(groups)
+    if array.shape != (n_rows,):
+        raise ValueError(f"groups must have one entry for each of the {n_rows} rows. Got shape {array.shape} instead.")
+    listed = array.tolist()
+    missing = [row for row, group in enumerate(listed) if _is_missing(group)]
+    if missing:
+        raise ValueError(
+            f"groups must have an entry in each row. Got {listed[missing[0]]} in row {missing[0]} instead."
+        )
+    try:
+        order = sorted(set(listed))
+    except TypeError:  # of several types
+        order = list(dict.fromkeys(listed))
+    numbers = {group: number for number, group in enumerate(order)}
+    return np.array([numbers[group] for group in listed], dtype=np.intp)
 
 
 def _is_missing(label: Any) -> bool:

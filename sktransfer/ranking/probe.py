@@ -15,8 +15,16 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sktransfer.ranking.blocks import Features
-from sktransfer.ranking.inputs import is_regression, read_features, read_labels, read_targets
+from sktransfer.ranking.blocks import Array, Features
+from sktransfer.ranking.inputs import (
+    LARGE,
+    Labels,
+    is_regression,
+    read_features,
+    read_groups,
+    read_labels,
+    read_targets,
+)
 from sktransfer.ranking.regression import EvidenceRidge
 
 FOLDS = 5
@@ -79,20 +87,30 @@ def linear_probe_score(
     regression = is_regression(y, task)
     features = read_features(X)
     n = features.X.shape[0]
-    if regression:
-        known = read_targets(y, n)
-    else:
-        labels = read_labels(y, n)
-        known = labels.classes[labels.codes]
+    known = _scale(read_targets(y, n)) if regression else _name_labels(read_labels(y, n))
     if estimator is None:
         head = EvidenceRidge() if regression else LogisticRegression(C=STRENGTH)
         estimator = make_pipeline(StandardScaler(), head)
+    elif regression and known.shape[1] == 1:
+        known = known[:, 0]
     array, found, expected = prepare(features), [], []
     for train, test in split_rows(array, known, cv, groups, regression):
         found.append(_predict(estimator, array, known, train, test))
         expected.append(known[test])
     measure = r2_score if regression else accuracy_score
     return float(measure(np.concatenate(expected), np.concatenate(found)))
+
+
+def _scale(targets: Array) -> Array:
+    """Return columns divided by powers of two where their squares would overflow or vanish; R² is the same."""
+    exponents = np.frexp(np.abs(targets).max(axis=0))[1]
+    return np.ldexp(targets, -np.where(np.abs(exponents) > LARGE, exponents, 0))
+
+
+def _name_labels(labels: Labels) -> npt.NDArray[Any]:
+    """Return labels as they were given, or as numbers where scikit-learn takes them for something else."""
+    plain = labels.classes.dtype.kind in "biu" or all(isinstance(label, str) for label in labels.classes.tolist())
+    return labels.classes[labels.codes] if plain else labels.codes
 
 
 def prepare(features: Features) -> npt.NDArray[Any]:
@@ -106,16 +124,16 @@ def prepare(features: Features) -> npt.NDArray[Any]:
 def split_rows(X: Any, y: npt.NDArray[Any], cv: Any, groups: Any, regression: bool) -> list[tuple[Any, Any]]:
     """Return the rows of each fold, for training and for testing."""
     if groups is not None:
-        groups = np.asarray(groups)
-        if groups.shape != (len(y),):
-            raise ValueError(f"groups must have shape ({len(y)},). Got shape {groups.shape} instead.")
+        groups = read_groups(groups, len(y))
     if cv is not None and not isinstance(cv, int | np.integer):
-        return list(check_cv(cv, y, classifier=not regression).split(X, y, groups))
-    splitter = _choose_splitter(cv, _count_folds(y, groups, regression), groups is not None, regression)
+        folds = list(check_cv(cv, y, classifier=not regression).split(X, y, groups))
+        if not folds:
+            raise ValueError("cv must have at least one fold. Got none instead.")
+        return folds
+    splitter = choose_splitter(y, cv, groups, regression)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
-        folds = splitter.split(X, y, groups)
-        return [(train, test) for train, test in folds if len(train) and len(test)]
+        return [(train, test) for train, test in splitter.split(X, y, groups) if len(train) and len(test)]
 
 
 def _count_folds(y: npt.NDArray[Any], groups: Any, regression: bool) -> int:
@@ -134,7 +152,9 @@ def _count_folds(y: npt.NDArray[Any], groups: Any, regression: bool) -> int:
     return min(most, n_groups)
 
 
-def _choose_splitter(cv: Any, most: int, grouped: bool, regression: bool) -> Any:
+def choose_splitter(y: npt.NDArray[Any], cv: Any, groups: Any, regression: bool) -> Any:
+    """Return what makes `cv` folds, or as many as there can be; raises where y or groups do not allow them."""
+    most, grouped = _count_folds(y, groups, regression), groups is not None
     folds = min(FOLDS, most) if cv is None else cv
     if isinstance(cv, bool) or not 2 <= folds <= most:
         raise ValueError(f"cv must be None, a splitter, or an integer from 2 to {most} for this y. Got {cv!r} instead.")
