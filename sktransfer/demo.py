@@ -183,6 +183,10 @@ def check_plot(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"The folder of the plot must exist. There is no {str(file.parent)!r}; create it first.")
     if file.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"The plot must end in .png, .svg or .pdf. Got {file.name!r} instead.")
+    if file.is_dir():
+        raise ValueError(f"The plot must be a file. {str(file)!r} is a folder.")
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"The folder of the plot must be writable. {str(file.parent)!r} is not.")
     return file
 
 

@@ -51,12 +51,15 @@ def read_labelled(
     ValueError
         If the options do not say where the labels are, or they are not there.
     """
+    if not source.exists():
+        raise ValueError(f"There is no folder or table {str(source)!r} (from {Path.cwd()}).")
     if source.is_dir():
         if not from_folders:
             raise ValueError("A folder needs --labels-from-folders: the first folder's name is an image's label.")
-        if column or label or groups or regression:
+        if column or label or groups or regression or root or delimiter:
             raise ValueError(
-                "--column, --label, --groups and --regression are for tables. Got a folder; leave them out."
+                "--column, --label, --groups, --regression, --root and --delimiter are for tables. Got a folder; leave "
+                "them out."
             )
         return _read_folder(source)
     if from_folders:
@@ -167,7 +170,7 @@ def _round(frame: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
             ends = zip(frame["low"], frame["high"], strict=True)
             shown["90 % interval"] = [f"{low:.3f} to {high:.3f}" if np.isfinite(low) else "" for low, high in ends]
     shown["features"] = frame["n_features"]
-    shown["GMACs"] = (frame["macs"] / 1e9).map("{:.2f}".format)
+    shown["GMACs"] = (frame["macs"] / 1e9).map("{:.3f}".format)
     shown["images/s"] = frame[SPEED].map("{:.0f}".format, na_action="ignore")
     return shown
 

@@ -53,10 +53,18 @@ def find_front(speeds: Sequence[float], scores: Sequence[float]) -> list[int]:
 
 
 def plot_ranking(frame: pd.DataFrame, score: str, path: str | os.PathLike[str]) -> None:
-    """Write the picture of what `rank_backbones` returned; candidates without a score or a speed are left out."""
+    """Write the picture of what `rank_backbones` returned; candidates without a score or a speed are left out.
+
+    Raises
+    ------
+    ValueError
+        If none is left.
+    """
     figure_module = import_optional("matplotlib.figure", "plot")
     agg = import_optional("matplotlib.backends.backend_agg", "plot")
     frame = frame[np.isfinite(frame[score]) & np.isfinite(frame[SPEED])].reset_index(drop=True)
+    if frame.empty:
+        raise ValueError(f"There is nothing to draw: no candidate has a score {score!r} and a speed.")
     figure = figure_module.Figure(figsize=(8.5, 5.5), layout="constrained")
     canvas = agg.FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -78,7 +86,9 @@ def plot_ranking(frame: pd.DataFrame, score: str, path: str | os.PathLike[str]) 
 def _draw_front(axes: Any, frame: pd.DataFrame, score: str, front: Sequence[int]) -> None:
     speeds, scores = frame[SPEED].to_numpy()[front], frame[score].to_numpy()[front]
     axes.set_xscale("log")
-    axes.step(speeds, scores, where="pre", color="#999999", linestyle="--", linewidth=1, zorder=1,
+    if frame[SPEED].nunique() == 1:
+        axes.set_xlim(frame[SPEED][0] / 2, frame[SPEED][0] * 2)
+    axes.step(speeds, scores, where="post", color="#999999", linestyle="--", linewidth=1, zorder=1,
               label="nothing is both faster and better")  # fmt: skip
 
 

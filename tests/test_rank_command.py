@@ -91,17 +91,21 @@ def test_what_is_fetched_is_said_without_a_bar_too(run_command, pictures, monkey
         (["photos"], "--labels-from-folders: the first folder's name"),
         (["photos", "--labels-from-folders", "--label", "kind"], "are for tables. Got a folder"),
         (["photos/dark", "--labels-from-folders"], r"'0.png' and 7 more do not lie in one"),
+        (["photos", "--labels-from-folders", "--root", "."], "--root and --delimiter are for tables"),
+        (["phots", "--labels-from-folders"], "There is no folder or table 'phots'"),
         (["photos.csv", "--labels-from-folders"], "needs a folder. Got a table"),
         (["photos.csv", "--column", "photo"], "and --label NAME"),
         (["photos.csv", "--column", "photo", "--label", "sort"], "--label must name another column .* Got 'sort'"),
         (["photos.csv", "--column", "photo", "--label", "kind", "--regression"], "Got 'dark' in row 0 of 'kind'"),
         (["photos", "--labels-from-folders", "--plot", "rank.gif"], "must end in .png, .svg or .pdf"),
+        (["photos", "--labels-from-folders", "--plot", "photos/a.png"], "must be a file. .* is a folder"),
         (["photos", "--labels-from-folders", "-o", "rank.xls"], "must end in .parquet"),
         (["photos", "--labels-from-folders", "--scores", "lgme"], "Got 'lgme' instead"),
     ],
 )
 def test_a_command_that_cannot_be_obeyed_says_what_to_do(run_command, pictures, monkeypatch, arguments, message):
     monkeypatch.chdir(pictures.parent)
+    (pictures / "a.png").mkdir()
     code, out, err = run_command("rank", *arguments)
     assert (code, out) == (1, "")
     assert pd.Series([err]).str.contains(message)[0]
@@ -134,12 +138,18 @@ def test_the_front_is_what_nothing_beats(rng):
     assert list(speeds[front]) == sorted(speeds[front], reverse=True)
 
 
-def test_labels_do_not_cover_each_other(frame, tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures in place of their files."""
     figure_module = pytest.importorskip("matplotlib.figure")
     figures = []
     monkeypatch.setattr(figure_module.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    return figures
+
+
+def test_labels_do_not_cover_each_other(frame, tmp_path, drawn):
     plot_ranking(frame, "logme", tmp_path / "rank.png")
-    axes = figures[0].axes[0]
+    axes = drawn[0].axes[0]
     boxes = [super(type(text), text).get_window_extent() for text in axes.texts]
     assert [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"] == [
         "number6",
@@ -149,6 +159,21 @@ def test_labels_do_not_cover_each_other(frame, tmp_path, monkeypatch):
     ]
     assert len(boxes) == 7
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_the_dashed_line_promises_no_more_than_the_candidates_have(frame, tmp_path, drawn):
+    plot_ranking(frame, "logme", tmp_path / "rank.png")
+    line, steps = drawn[0].axes[0].lines[0], pytest.importorskip("matplotlib.cbook").STEP_LOOKUP_MAP
+    speeds, scores = steps[line.get_drawstyle()](line.get_xdata(), line.get_ydata())
+    for speed, score in zip(speeds, scores, strict=True):
+        assert ((frame["images_per_second"] >= speed) & (frame["logme"] >= score)).any()
+
+
+def test_candidates_of_one_speed_are_drawn_in_the_middle(frame, tmp_path, drawn):
+    plot_ranking(frame[:1], "logme", tmp_path / "rank.png")
+    assert drawn[0].axes[0].get_xlim() == (5, 20)
+    with pytest.raises(ValueError, match="no candidate has a score 'logme' and a speed"):
+        plot_ranking(frame[7:], "logme", tmp_path / "rank.png")
 
 
 @pytest.mark.parametrize(
