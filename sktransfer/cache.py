@@ -94,6 +94,11 @@ class EmbeddingCache:
                 self._writable = False
         return self._store
 
+    def keeps(self) -> bool:
+        """Whether there is a store that can be written."""
+        with self._lock:
+            return self._open() is not None and self._writable
+
     def _ask(self, action: Callable[[Store], T], default: T, *, write: bool = False) -> T:
         """What `action` returns, or `default` where there is no store or it fails."""
         with self._lock:

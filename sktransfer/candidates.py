@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +50,21 @@ class Candidate:
 
 
 def name_backbones(backbones: BackboneReference | Sequence[BackboneReference]) -> list[BackboneReference]:
-    """The backbones, aliases replaced by the names that they stand for."""
-    wanted = [backbones] if isinstance(backbones, (str, os.PathLike, Backbone)) else list(backbones)
+    """The backbones once each, aliases replaced by the names that they stand for."""
+    wanted: list[Any] = [backbones]
+    if isinstance(backbones, Iterable) and not isinstance(backbones, str):
+        wanted = list(backbones)
     if not wanted:
         raise ValueError("backbones must name at least one backbone. Got an empty list instead.")
-    return list(dict.fromkeys(map(pin_reference, wanted)))
+    return list(dict.fromkeys(map(_name_backbone, wanted)))
+
+
+def _name_backbone(reference: Any) -> BackboneReference:
+    if isinstance(reference, Backbone):
+        return reference
+    if not isinstance(reference, (str, os.PathLike)):
+        raise BackboneError(f"backbones must be names, paths of .onnx files or Backbones. Got {reference!r} instead.")
+    return pin_reference(os.fspath(reference))
 
 
 def describe_downloads(references: Sequence[BackboneReference], cache: EmbeddingCache) -> str:
@@ -141,7 +151,7 @@ def list_candidates(references: Sequence[BackboneReference], layers: Layers, res
 def _choose_layers(references: Sequence[BackboneReference], layers: Layers) -> dict[BackboneReference, list[Layer]]:
     if not isinstance(layers, Mapping):
         return dict.fromkeys(references, _list_layers(layers))
-    given = {pin_reference(reference): wanted for reference, wanted in layers.items()}
+    given = {_name_backbone(reference): wanted for reference, wanted in layers.items()}
     for reference in given:
         if reference not in references:
             raise ValueError(f"The keys of layers must be among backbones. Got {reference!r}, which is not.")

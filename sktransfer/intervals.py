@@ -50,11 +50,12 @@ def find_interval(score: float, values: Sequence[float], n_drawn: float, n_rows:
 
     A subset's deviations are those of a sample of all rows times sqrt((n - m) / m): the jackknife that deletes n - m
     rows (Shao and Wu 1989, A general theory for jackknife variance estimation, Annals of Statistics 17(3)). They are
-    laid around `score`, since the score of fewer rows is another one.
+    laid around `score`, since the score of fewer rows is another one. Their quantiles are those that are unbiased for
+    a few normal values: interpolated between the sorted ones, 20 deviations make an interval that is a sixth too short.
     """
     known = np.asarray(values, dtype=np.float64)
     if not np.isfinite(score) or len(known) < 2 or not np.isfinite(known).all() or n_drawn >= n_rows:
         return np.nan, np.nan
     deviations = (known - known.mean()) * np.sqrt(n_drawn / (n_rows - n_drawn))
-    low, high = np.quantile(deviations, QUANTILES)
+    low, high = np.quantile(deviations, QUANTILES, method="normal_unbiased")
     return float(score + low), float(score + high)

@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from sktransfer.intervals import draw_subsets, find_interval
 from sktransfer.ranking import h_score, leep_score, linear_probe_score, logme_score, nce_score
-from sktransfer.ranking.inputs import is_regression, read_labels, read_targets
+from sktransfer.ranking.inputs import is_regression, read_groups, read_labels, read_targets
+from sktransfer.ranking.probe import choose_splitter
 
 NAMES = ("logme", "h_score", "linear_probe", "leep", "nce")
 OF_CLASSIFIERS = ("leep", "nce")  # that take the network's own logits
@@ -54,12 +55,7 @@ def read_targets_of_images(y: Any, groups: Any, cv: Any, n_rows: int) -> Targets
         found = read_labels(y, n_rows)
         labels = found.classes[found.codes]
     if groups is not None:
-        groups = np.asarray(groups)
-        if groups.shape != (n_rows,):
-            raise ValueError(f"groups must have one entry for each of the {n_rows} images. Got {groups.shape} instead.")
-        missing = [row for row, group in enumerate(groups.tolist()) if group is None or group != group]  # noqa: PLR0124
-        if missing:
-            raise ValueError(f"groups must have an entry in each row. Got {groups[missing[0]]} in row {missing[0]}.")
+        groups = read_groups(groups, n_rows)
     if cv is not None and not (isinstance(cv, (int, np.integer)) or hasattr(cv, "split")):
         raise ValueError("cv must be None, a number of folds or a splitter, since rows without an image are left out. "
                          f"Got a {type(cv).__name__} instead.")  # fmt: skip
@@ -88,6 +84,12 @@ def name_scores(scores: Scores, *, regression: bool) -> dict[str, str | ScoreFun
             raise ValueError(f'{name!r} needs classes. Got y of floats instead; use "logme" or "linear_probe".')
         named[name] = score
     return named
+
+
+def check_folds(named: Mapping[str, str | ScoreFunction], targets: Targets) -> None:
+    """Refuse, before any work, a number of folds that the labels do not allow."""
+    if "linear_probe" in named and not hasattr(targets.cv, "split"):
+        choose_splitter(targets.y, targets.cv, targets.groups, targets.regression)
 
 
 def score_embeddings(

@@ -33,6 +33,7 @@ from sktransfer.references import list_images
 from sktransfer.scoring import (
     OF_CLASSIFIERS,
     Scores,
+    check_folds,
     name_scores,
     read_targets_of_images,
     score_embeddings,
@@ -212,11 +213,13 @@ def rank_backbones(
     """
     options = ExtractionOptions(missing_images="nan", broken_images="nan", root=root, pixel_range=pixel_range,
                                 batch_size=batch_size, cache_dir=cache_dir, n_jobs=n_jobs, verbose=verbose)  # fmt: skip
-    if not isinstance(n_resamples, (int, np.integer)) or n_resamples < 0:
-        raise ValueError(f"n_resamples must be an integer >= 0. Got {n_resamples!r} instead.")
+    for name, value in (("n_resamples", n_resamples), ("random_state", random_state)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{name} must be an integer >= 0. Got {value!r} instead.")
     references = read_references(images, image_shape)
     targets = read_targets_of_images(y, groups, cv, references.n_rows)
     named = name_scores(scores, regression=targets.regression)
+    check_folds(named, targets)
     cache, chosen = open_cache(cache_dir), name_backbones(backbones)
     announce_downloads(chosen, cache, verbose)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sktransfer.cache import open_cache
 from sktransfer.crops import Crops, count_images
 from sktransfer.embedding import Content, Embeddings, Run, shows_progress
 from sktransfer.exceptions import ImageFailure, ImageReadError, MissingExtraError
@@ -88,7 +89,7 @@ def _embed_part(
 class Embedded:
     """The rows of `references` that have an image, with their vectors of several plans.
 
-    With a cache the vectors of one plan at a time are in memory, without one those of all.
+    With a cache the vectors of one plan at a time are in memory; without one, or one that cannot be written, of all.
 
     Raises
     ------
@@ -100,7 +101,7 @@ class Embedded:
         self._references, self._options, self._images = references, options, list_images(references)
         self._blocks: dict[ExtractionPlan, Blocks] = {}
         plans = list(dict.fromkeys(plans))
-        if options.cache_dir is None:
+        if not open_cache(options.cache_dir).keeps():
             self._blocks = {plan: allocate(self._images, plan) for plan in plans}
         self._broken = embed_with_all(self._images, plans, options, list(self._blocks.values()) or None)
         read = {self._images.cell(index) for index in range(len(self._images.places)) if index not in self._broken}

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import sktransfer.selection
 import sktransfer.sweep
 from sktransfer import (
     BackboneError,
+    CacheWarning,
     ImageReadError,
     ImageReadWarning,
     PretrainedFeatureExtractor,
@@ -156,6 +158,14 @@ def test_without_a_cache_the_numbers_are_the_same_and_nothing_is_kept(pictures, 
     pd.testing.assert_frame_equal(rank_backbones(pictures, LABELS, three, scores=["logme", "leep"]), table)
 
 
+def test_a_cache_that_cannot_be_written_costs_no_second_pass(pictures, three, tmp_path, passes, decoded, not_timed):
+    (tmp_path / "file").touch()
+    with pytest.warns(CacheWarning, match="cannot be used"):
+        rank_backbones(pictures, LABELS, three, cache_dir=tmp_path / "file")
+    assert passes() == 3 * 24
+    assert set(decoded.values()) == {1}
+
+
 def test_prefetch_decodes_an_image_once_for_all_backbones(pictures, three, decoded, passes):
     prefetch(pictures, three)
     assert set(decoded.values()) == {1}
@@ -231,6 +241,11 @@ def test_the_same_graph_is_one_candidate_and_a_list_is_a_concatenation(pictures)
     table = rank_backbones(pictures, LABELS, ["default", "tiny-v1", load_backbone("tiny-v1")], layers=layers)
     assert dict(zip(table["layer"], table["n_features"], strict=True)) == {"features": 256, "stage3 + stage4": 384}
     assert set(table["backbone"]) == {"tiny-v1"}
+
+
+def test_a_path_and_its_text_are_one_backbone(pictures, three, not_timed):
+    table = rank_backbones(pictures, LABELS, [three[0], Path(three[0])], layers={Path(three[0]): ["last_relu"]})
+    assert table[["backbone", "layer"]].to_numpy().tolist() == [[three[0], "last_relu"]]
 
 
 def test_a_backbone_that_cannot_be_opened_is_named_before_the_work(pictures, three, tmp_path, passes):
@@ -316,10 +331,17 @@ def test_groups_stay_together_in_the_probe(pictures, three, not_timed):
         ({"scores": ["logme", "lgme"]}, "'nce'. Got 'lgme' instead"),
         ({"scores": ["logme", "logme"]}, "different names.* Got 'logme'"),
         ({"y": np.linspace(0, 1, 24), "scores": ["logme", "leep"]}, "'leep' needs classes"),
-        ({"groups": [1, 2]}, r"groups must have one entry for each of the 24 images. Got \(2,\)"),
+        ({"groups": [1, 2]}, r"groups must have one entry for each of the 24 rows. Got shape \(2,\)"),
         ({"groups": [None] * 24}, "groups must have an entry in each row. Got None in row 0"),
+        ({"groups": pd.Series(["a", pd.NA] * 12, dtype="string")}, "Got <NA> in row 1"),
+        ({"groups": [1] * 24, "scores": "linear_probe"}, "groups must have at least 2 values"),
+        ({"cv": 13, "scores": ["logme", "linear_probe"]}, "an integer from 2 to 12 for this y. Got 13"),
+        ({"y": np.arange(24), "scores": "linear_probe"}, "a class with at least 2 samples"),
+        ({"backbones": None}, "names, paths of .onnx files or Backbones. Got None"),
+        ({"backbones": ["default", 3]}, "Got 3 instead"),
         ({"cv": [(np.arange(12), np.arange(12))]}, "a splitter, since rows .* Got a list instead"),
         ({"n_resamples": -1}, "n_resamples must be an integer >= 0. Got -1"),
+        ({"random_state": None}, "random_state must be an integer >= 0. Got None"),
     ],
 )
 def test_bad_input_is_one_sentence_before_the_work(pictures, passes, options, message):
@@ -337,6 +359,12 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem(rng):
         subsets = draw_subsets(None, None, 400, 2000, max_rows, 0)
         low, high = find_interval(values.mean(), [values[rows].mean() for rows in subsets], len(subsets[0]), 400)
         assert (high - low) / 2 == pytest.approx(1.645 * values.std() / 20, rel=0.07)
+
+
+def test_few_parts_make_an_interval_that_is_as_long(rng):
+    values = rng.normal(size=(300, 20))
+    lengths = np.diff([find_interval(0.0, row, 50, 100) for row in values], axis=1)
+    assert lengths.mean() / 2 == pytest.approx(1.645, rel=0.05)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
