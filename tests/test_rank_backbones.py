@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ from sktransfer.session import forward_passes
 
 SMALLER = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}, **IMAGENET}
 LABELS = np.array(["dark", "bright"] * 12)
+
+rank = partial(rank_backbones, n_resamples=0)  # most of its time here are the intervals
 
 
 def headless(seed=5):
@@ -106,29 +109,29 @@ def test_the_table_holds_the_scores_of_each_backbones_own_embeddings_best_first(
 
 
 def test_macs_are_counted_by_hand_up_to_the_layer(pictures, backbone_file):
-    table = rank_backbones(pictures, LABELS, backbone_file, layers=["logits", "penultimate"]).set_index("layer")
+    table = rank(pictures, LABELS, backbone_file, layers=["logits", "penultimate"]).set_index("layer")
     convolutions = 16 * 16 * 6 * 3 * 9 + 8 * 8 * 8 * 6 * 9
     assert table["macs"].to_dict() == {"penultimate": convolutions, "logits": convolutions + 8 * 5}
 
 
 def test_an_image_is_decoded_once_and_embedded_once_a_candidate(pictures, three, decoded, passes, not_timed):
     files = [encode(pixels) for pixels in pictures]
-    rank_backbones([*files, files[0]], [*LABELS, "dark"], three, layers={three[0]: ["last_relu", "vector"]}, n_jobs=1)
+    rank([*files, files[0]], [*LABELS, "dark"], three, layers={three[0]: ["last_relu", "vector"]}, n_jobs=1)
     assert set(decoded.values()) == {1}
     assert len(decoded) == 24
     assert passes() == 24 * 4
 
 
 def test_a_second_call_decodes_nothing_and_embeds_nothing(pictures, three, decoded, passes, not_timed):
-    first = rank_backbones(pictures, LABELS, three)
+    first = rank(pictures, LABELS, three)
     decoded.clear()
     passes()
-    pd.testing.assert_frame_equal(rank_backbones(pictures, LABELS, three), first)
+    pd.testing.assert_frame_equal(rank(pictures, LABELS, three), first)
     assert (passes(), len(decoded)) == (0, 0)
 
 
 def test_the_extractor_finds_what_was_embedded(pictures, three, passes):
-    table = rank_backbones(pictures, LABELS, three, layers=["penultimate", "last_map"])
+    table = rank(pictures, LABELS, three, layers=["penultimate", "last_map"])
     passes()
     for row in table.itertuples():
         PretrainedFeatureExtractor(row.backbone, layer=row.layer).fit_transform(pictures)
@@ -136,32 +139,32 @@ def test_the_extractor_finds_what_was_embedded(pictures, three, passes):
 
 
 def test_timing_runs_fresh_images_however_warm_the_cache_is(pictures, backbone_file, passes):
-    rank_backbones(pictures, LABELS, backbone_file)
+    rank(pictures, LABELS, backbone_file)
     assert passes() == 24 + 1 + 16
-    table = rank_backbones(pictures, LABELS, backbone_file)
+    table = rank(pictures, LABELS, backbone_file)
     assert passes() == 1 + 16
     assert table["images_per_second"][0] > 0
 
 
 def test_parts_of_any_size_give_the_same_table(pictures, three, monkeypatch, decoded, not_timed):
-    whole = rank_backbones(pictures, LABELS, three, cache_dir=None)
+    whole = rank(pictures, LABELS, three, cache_dir=None)
     decoded.clear()
     monkeypatch.setattr(sktransfer.sweep, "PART_IMAGES", 5)
     monkeypatch.setattr(sktransfer.sweep, "PART_BYTES", 1)
-    pd.testing.assert_frame_equal(rank_backbones(pictures, LABELS, three, cache_dir=None), whole)
+    pd.testing.assert_frame_equal(rank(pictures, LABELS, three, cache_dir=None), whole)
     assert set(decoded.values()) == {1}
 
 
 def test_without_a_cache_the_numbers_are_the_same_and_nothing_is_kept(pictures, three, not_timed):
-    table = rank_backbones(pictures, LABELS, three, scores=["logme", "leep"], cache_dir=None)
+    table = rank(pictures, LABELS, three, scores=["logme", "leep"], cache_dir=None)
     assert cache_info().entries == 0
-    pd.testing.assert_frame_equal(rank_backbones(pictures, LABELS, three, scores=["logme", "leep"]), table)
+    pd.testing.assert_frame_equal(rank(pictures, LABELS, three, scores=["logme", "leep"]), table)
 
 
 def test_a_cache_that_cannot_be_written_costs_no_second_pass(pictures, three, tmp_path, passes, decoded, not_timed):
     (tmp_path / "file").touch()
     with pytest.warns(CacheWarning, match="cannot be used"):
-        rank_backbones(pictures, LABELS, three, cache_dir=tmp_path / "file")
+        rank(pictures, LABELS, three, cache_dir=tmp_path / "file")
     assert passes() == 3 * 24
     assert set(decoded.values()) == {1}
 
@@ -174,7 +177,7 @@ def test_prefetch_decodes_an_image_once_for_all_backbones(pictures, three, decod
 
 def test_the_bar_counts_every_image_of_every_candidate_and_what_is_fetched_is_said(pictures, three, capsys):
     with pytest.warns(ImageReadWarning):
-        rank_backbones([*pictures, b"bad"], [*LABELS, "dark"], three, verbose=True)
+        rank([*pictures, b"bad"], [*LABELS, "dark"], three, verbose=True)
     assert "75/75" in capsys.readouterr().err
 
 
@@ -185,15 +188,15 @@ def test_rows_without_an_image_are_left_out_for_all_alike_and_named(pictures, th
     images = [b"bad", *pictures[:10], None, *pictures[10:]]
     labels = ["dark", *LABELS[:10], "bright", *LABELS[10:]]
     with pytest.warns(ImageReadWarning, match=r"^Row 0 \(3 bytes\) could not be read.*are left out") as caught:
-        table = rank_backbones(images, labels, three, groups=np.arange(26))
+        table = rank(images, labels, three, groups=np.arange(26))
     assert [(failure.row, failure.missing) for failure in caught[0].message.failures] == [(0, False), (11, True)]
-    expected = rank_backbones(pictures, LABELS, three, groups=np.arange(24))
+    expected = rank(pictures, LABELS, three, groups=np.arange(24))
     pd.testing.assert_frame_equal(table[["backbone", "logme"]], expected[["backbone", "logme"]])
 
 
 def test_a_broken_image_is_tried_once_for_all_candidates(pictures, three, decoded, not_timed):
     with pytest.warns(ImageReadWarning):
-        rank_backbones([*pictures, b"bad"], [*LABELS, "dark"], three)
+        rank([*pictures, b"bad"], [*LABELS, "dark"], three)
     assert decoded[b"bad"] == 1
 
 
@@ -201,14 +204,14 @@ def test_several_images_and_columns_of_a_row_are_those_of_the_extractor(pictures
     X = pd.DataFrame({"front": pictures, "back": [[a, b] for a, b in zip(pictures, pictures[::-1], strict=True)]})
     broken = X.assign(back=[[X["back"][0][0], b"bad"], *X["back"][1:]])
     with pytest.warns(ImageReadWarning, match="back"):
-        table = rank_backbones(broken, LABELS, three[:1], cache_dir=None)
+        table = rank(broken, LABELS, three[:1], cache_dir=None)
     expected = extract(X.assign(back=[[pictures[0]], *X["back"][1:]]), three[0])
     assert table["logme"][0] == pytest.approx(logme_score(expected, LABELS))
 
 
 def test_a_wrong_folder_is_an_error(three, tmp_path):
     with pytest.raises(ImageReadError, match=r"3 of 4 rows have no readable image \(root=.*is this the right folder"):
-        rank_backbones(["a.jpg", "b.jpg", "c.jpg", photo(0)], list("abab"), three, root=tmp_path)
+        rank(["a.jpg", "b.jpg", "c.jpg", photo(0)], list("abab"), three, root=tmp_path)
 
 
 # -- candidates -------------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ def test_a_wrong_folder_is_an_error(three, tmp_path):
 
 def test_a_layer_that_some_do_not_have_is_left_out_with_one_warning(pictures, three):
     with pytest.warns(UserWarning, match=r"^Left out.*'logits' of headless\.$"):
-        table = rank_backbones(pictures, LABELS, three, layers=["penultimate", "logits"])
+        table = rank(pictures, LABELS, three, layers=["penultimate", "logits"])
     assert sorted(table["layer"]) == ["logits"] * 2 + ["penultimate"] * 3
 
 
@@ -232,26 +235,26 @@ def test_a_layer_that_some_do_not_have_is_left_out_with_one_warning(pictures, th
 )
 def test_wrong_layers_are_refused_before_the_work(pictures, passes, layers, message):
     with pytest.raises(ValueError, match=message):
-        rank_backbones(pictures, LABELS, "default", layers=layers)
+        rank(pictures, LABELS, "default", layers=layers)
     assert passes() == 0
 
 
 def test_the_same_graph_is_one_candidate_and_a_list_is_a_concatenation(pictures):
     layers = [None, "features", "penultimate", ["stage3", "stage4"]]
-    table = rank_backbones(pictures, LABELS, ["default", "tiny-v1", load_backbone("tiny-v1")], layers=layers)
+    table = rank(pictures, LABELS, ["default", "tiny-v1", load_backbone("tiny-v1")], layers=layers)
     assert dict(zip(table["layer"], table["n_features"], strict=True)) == {"features": 256, "stage3 + stage4": 384}
     assert set(table["backbone"]) == {"tiny-v1"}
 
 
 def test_a_path_and_its_text_are_one_backbone(pictures, three, not_timed):
-    table = rank_backbones(pictures, LABELS, [three[0], Path(three[0])], layers={Path(three[0]): ["last_relu"]})
+    table = rank(pictures, LABELS, [three[0], Path(three[0])], layers={Path(three[0]): ["last_relu"]})
     assert table[["backbone", "layer"]].to_numpy().tolist() == [[three[0], "last_relu"]]
 
 
 def test_a_backbone_that_cannot_be_opened_is_named_before_the_work(pictures, three, tmp_path, passes):
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(BackboneError, match=r"broken\.onnx"):
-        rank_backbones(pictures, LABELS, [*three, tmp_path / "broken.onnx"])
+        rank(pictures, LABELS, [*three, tmp_path / "broken.onnx"])
     assert passes() == 0
 
 
@@ -270,7 +273,7 @@ def test_the_sizes_are_said_before_anything_is_fetched(pictures, monkeypatch, ca
 
     monkeypatch.setattr(sktransfer.backbones, "fetch_registered", fetch)
     with caplog.at_level(logging.INFO), pytest.raises(BackboneError, match="asked after 1 message"):
-        rank_backbones(pictures, LABELS, ["default", "vgg16-12"], verbose=True)
+        rank(pictures, LABELS, ["default", "vgg16-12"], verbose=True)
     assert "vgg16-12 (" in capsys.readouterr().err
 
 
@@ -278,7 +281,9 @@ def test_the_sizes_are_said_before_anything_is_fetched(pictures, monkeypatch, ca
 
 
 def test_scores_of_classifiers_take_its_logits_and_are_nan_without_one(pictures, three, not_timed):
-    table = rank_backbones(pictures, LABELS, three, scores=["leep", "nce"], pooling="max").set_index("backbone")
+    table = rank_backbones(pictures, LABELS, three, scores=["leep", "nce"], pooling="max", n_resamples=3).set_index(
+        "backbone"
+    )
     for reference in three[:2]:
         logits = extract(pictures, reference, layer="logits")
         assert table["leep"][reference] == pytest.approx(leep_score(logits, LABELS))
@@ -291,14 +296,14 @@ def test_a_function_can_rank(pictures, three, not_timed):
     def width(X, y):
         return -X.shape[1]
 
-    table = rank_backbones(pictures, LABELS, three, scores=[width, "h_score"])
+    table = rank(pictures, LABELS, three, scores=[width, "h_score"])
     assert table.columns[3:5].tolist() == ["width", "h_score"]
     assert table["width"].tolist() == [-4.0, -8.0, -8.0]
 
 
 def test_floats_are_values_of_a_regression(pictures, three, not_timed):
     brightness = np.array([pixels.mean() for pixels in pictures])
-    table = rank_backbones(pictures, brightness, three[:1], scores=["linear_probe", "logme"], cv=4)
+    table = rank(pictures, brightness, three[:1], scores=["linear_probe", "logme"], cv=4)
     X = extract(pictures, three[0])
     assert table["linear_probe"][0] == pytest.approx(linear_probe_score(X, brightness, cv=4))
     assert table["logme"][0] == pytest.approx(logme_score(X, brightness - brightness.mean()))
@@ -306,13 +311,13 @@ def test_floats_are_values_of_a_regression(pictures, three, not_timed):
 
 def test_the_order_of_a_regression_does_not_depend_on_where_its_zero_is(pictures, three, not_timed):
     brightness = np.array([pixels.mean() for pixels in pictures])
-    tables = [rank_backbones(pictures, brightness + shift, three) for shift in (0.0, 1000.0)]
+    tables = [rank_backbones(pictures, brightness + shift, three, n_resamples=5) for shift in (0.0, 1000.0)]
     np.testing.assert_allclose(tables[0][["logme", "low", "high"]], tables[1][["logme", "low", "high"]], rtol=1e-6)
 
 
 def test_groups_stay_together_in_the_probe(pictures, three, not_timed):
     groups = np.arange(24) // 4
-    table = rank_backbones(pictures, LABELS, three[:1], scores="linear_probe", groups=groups)
+    table = rank(pictures, LABELS, three[:1], scores="linear_probe", groups=groups)
     expected = linear_probe_score(extract(pictures, three[0]), LABELS, groups=groups)
     assert table["linear_probe"][0] == pytest.approx(expected)
 

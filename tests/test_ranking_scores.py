@@ -67,7 +67,7 @@ def spoil(X, y, kind):
     return X, y
 
 
-SHAPES = [(50, 6, 3), (20, 3, 2), (20, 50, 4), (30, 30, 3), (24, 6, 8)]
+SHAPES = [(40, 6, 3), (20, 3, 2), (20, 50, 4), (30, 30, 3), (18, 6, 6)]
 KINDS = ["plain", "one-sample classes", "constant columns", "duplicated columns"]
 
 
@@ -327,14 +327,14 @@ def test_the_probe_is_the_share_of_right_predictions_in_stratified_folds():
 
 
 def test_the_probe_of_values_is_bayesian_ridge():
-    X, _ = make_task(25, 5, 2)
-    y = X @ np.arange(5) + 3 * np.random.default_rng(0).standard_normal(25)
+    X, _ = make_task(15, 5, 2)
+    y = X @ np.arange(5) + 3 * np.random.default_rng(0).standard_normal(15)
     head = make_pipeline(StandardScaler(), BayesianRidge(max_iter=10_000, tol=1e-10, alpha_1=0, alpha_2=0, lambda_1=0,
                                                          lambda_2=0))  # fmt: skip
     predicted = cross_val_predict(head, X, y, cv=LeaveOneOut())
     slow = 1 - np.sum((y - predicted) ** 2) / np.sum((y - y.mean()) ** 2)
     assert linear_probe_score(X, y, cv=LeaveOneOut()) == pytest.approx(slow, rel=1e-3)
-    assert linear_probe_score(X, np.column_stack([y, -y]), cv=25) == pytest.approx(slow, rel=1e-3)
+    assert linear_probe_score(X, np.column_stack([y, -y]), cv=15) == pytest.approx(slow, rel=1e-3)
 
 
 def test_the_penalty_of_a_column_that_is_constant_in_training_is_finite():
@@ -538,7 +538,7 @@ def test_the_dtype_of_y_tells_labels_from_values_unless_task_does(score):
     lambda y: y.astype(object), lambda y: y.astype("S"), lambda y: np.array(list(map(Decimal, y.tolist()))),
     lambda y: y.astype("datetime64[D]"), lambda y: pd.Categorical(y / 2)], ids=["int", "S", "Decimal", "date", "half"],
 )  # fmt: skip
-@pytest.mark.parametrize("score", ALL_SCORES)
+@pytest.mark.parametrize("score", [logme_score, linear_probe_score])
 def test_labels_may_be_whatever_can_be_sorted(score, convert):
     X, y = make_task(30, 4, 3)
     assert score(X, convert(y)) == pytest.approx(score(X, y), rel=1e-9)
