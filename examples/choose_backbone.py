@@ -1,10 +1,10 @@
 """Which backbone, cut where: does a score that trains nothing put candidates in the order of a full grid search?
 
-Nearly, and the best is the best in both. Of five cuts of the embedded backbone, on digits on photographs, LogME and a
-tuned, cross-validated classifier put the same one first (two layers together, accuracy 0.53) and the same ones fourth
-and last; "stage3" (0.51) and "stage4" (0.48) change places, which is about the spread over the folds. On 2 cores the
-scores take 0.3 s, with intervals and the speeds of the networks 4 s, the grid search about 10 s; the embeddings are
-computed once for both.
+Nearly, and the best is the best in both. Of four cuts of the embedded backbone, on 240 digits on photographs, LogME and
+a tuned, cross-validated classifier agree: two layers together (accuracy 0.51), "stage4", "stage3", "stage2" (0.37). On
+300 of them "stage4" and "stage3" change places in the search, by less than the spread over its folds. On 2 cores the
+scores take 0.1 s, with intervals and the speeds of the networks 2 s, the grid search 3 s; the embeddings are computed
+once for both. The search grows with the grid of its head, the ranking does not.
 
     python examples/choose_backbone.py
 
@@ -29,10 +29,10 @@ from threadpoolctl import threadpool_limits
 
 from sktransfer import PretrainedFeatureExtractor, extract, logme_score, prefetch, rank_backbones
 
-N_IMAGES = 300
+N_IMAGES = 240
 CANVAS, DIGIT = 64, 36  # pixels
-LAYERS = ["stage1", "stage2", "stage3", "stage4", ["stage3", "stage4"]]
-C = [0.0001, 0.001, 0.01, 0.1, 1]
+LAYERS = ["stage2", "stage3", "stage4", ["stage3", "stage4"]]
+C = [0.001, 0.01, 0.1]
 NETWORKS = ["mobilenetv1_0.25_128", "squeezenet1.1", "mobilenetv2_features"]
 
 

@@ -37,8 +37,8 @@ def logme_score(X: Any, y: Any, *, task: str = "auto") -> float:
         Labels, or values of a regression.
     task : {"auto", "classification", "regression"}, default="auto"
         What y holds. "auto" goes by its dtype alone: floats are values of a regression, whatever they are, and all
-        else (integers, booleans, strings, objects) are labels. Say "regression" for integer counts, "classification"
-        for labels such as 0.0 and 1.0.
+        else (integers, booleans, strings, objects, categories of pandas) are labels. Say "regression" for integer
+        counts, "classification" for labels such as 0.0 and 1.0.
 
     Returns
     -------
