@@ -23,7 +23,7 @@ from sktransfer.adaptation import (
     SubspaceAlignment,
 )
 from sktransfer.adaptation.learners import fit_model
-from sktransfer.adaptation.report import score_reverse
+from sktransfer.adaptation.report import score_agreement, score_reverse
 from sktransfer.adaptation.shift import tell_domains_apart
 from sktransfer.exceptions import MissingExtraError
 
@@ -128,6 +128,16 @@ def test_standardized_domains_have_no_mean_and_unit_variance(n_sources):
     for domain in np.unique(domains):
         expected = StandardScaler().fit_transform(X[domains == domain])
         np.testing.assert_allclose(rows[domains == domain], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_standardized_onto_the_source_have_its_moments_and_one_source_stays():
+    X, y, domains = make_shift(n_sources=2)
+    rows, source = adapt(Standardize(onto="source"), X, y, domains), X[domains >= 0]
+    for domain in (0, 1, -1):
+        np.testing.assert_allclose(rows[domains == domain].mean(axis=0), source.mean(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(rows[domains == domain].std(axis=0), source.std(axis=0), rtol=1e-9)
+    X, y, domains = make_shift()
+    np.testing.assert_allclose(adapt(Standardize("source"), X, y, domains)[domains >= 0], X[domains >= 0], rtol=1e-9)
 
 
 def slow_root(covariance, power):
@@ -281,6 +291,32 @@ def test_the_reverse_score_of_values_is_r2():
     expected = r2_score(values[~target], Ridge().fit(X[target], predicted).predict(X[~target]))
     known = np.where(target, np.nan, values)
     assert score_reverse(learner(Ridge(), None), X, known, domains, predicted) == pytest.approx(expected)
+
+
+def find_nearest_slowly(X, k):
+    unit = (X - X.mean(axis=0)) / np.linalg.norm(X - X.mean(axis=0), axis=1)[:, None]
+    for row in range(len(X)):
+        yield row, sorted(set(range(len(X))) - {row}, key=lambda other: -unit[row] @ unit[other])[:k]
+
+
+@pytest.mark.parametrize("n_rows", [30, 4])
+def test_the_agreement_of_neighbours_is_that_beyond_chance(n_rows):
+    X, y = make_shift(15)[0][:n_rows], np.arange(n_rows) % 2
+    pairs = [y[row] == y[other] for row, near in find_nearest_slowly(X, 5) for other in near]
+    chance = sum(np.mean(y == label) ** 2 for label in range(2))
+    assert score_agreement(X, y) == pytest.approx((np.mean(pairs) - chance) / (1 - chance))
+    assert score_agreement(X, np.ones(n_rows, dtype=int)) == 0
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_the_agreement_of_values_is_that_of_geary(n_outputs):
+    X, _, _ = make_shift(15)
+    values = X[:, :n_outputs] ** 2 if n_outputs > 1 else X[:, 0]
+    near = [(row, other) for row, others in find_nearest_slowly(X, 5) for other in others]
+    differences = np.mean([np.sum((values[row] - values[other]) ** 2) for row, other in near])
+    expected = 1 - differences / (2 * values.var(axis=0).sum())
+    assert score_agreement(X, values) == pytest.approx(expected)
+    assert score_agreement(X, np.ones(30)) == 0
 
 
 def test_the_auc_between_domains_is_that_of_out_of_fold_decisions():
@@ -449,8 +485,6 @@ def test_transport_in_a_regression_has_no_classes():
     X, _, domains = make_shift(30)
     known = np.where(domains < 0, np.nan, X[:, 0])
     rows = OptimalTransport(1.0).fit(X, known, domains).transform(X, domains)
-    plan = np.exp(-((X[domains >= 0][:, None] - X[domains < 0]) ** 2).sum(axis=2) / 1e9)
-    assert plan.shape == (30, 30)
     low, high = X[domains < 0].min(axis=0), X[domains < 0].max(axis=0)
     assert ((rows[domains >= 0] >= low) & (rows[domains >= 0] <= high)).all()
 
@@ -470,6 +504,8 @@ def test_without_pot_the_error_has_the_pip_line(monkeypatch):
 
 
 WRONG = [
+    (Standardize("target"), r'^onto must be "unit" or "source"\. Got \'target\' instead'),
+    (Standardize([]), r'^onto must be "unit" or "source"\. Got \[\] instead'),
     (Coral(0), r'^shrinkage must be "ledoit-wolf" or a number above 0 and up to 1\. Got 0 instead'),
     (Coral("auto"), r"^shrinkage must be .* Got 'auto' instead"),
     (Coral(np.nan), r"^shrinkage must be .* Got nan instead"),

@@ -44,7 +44,7 @@ class Standardize(Adapter):
 
     def fit(self, X, y, sample_domain):
         """Take the moments of every domain."""
-        if self.onto not in {"unit", "source"}:
+        if not (isinstance(self.onto, str) and self.onto in {"unit", "source"}):
             raise ValueError(f'onto must be "unit" or "source". Got {self.onto!r} instead.')
         source = X[sample_domain >= 0]
         self.shift_, self.scale_ = 0.0, 1.0
