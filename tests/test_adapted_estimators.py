@@ -677,6 +677,13 @@ def test_columns_of_probabilities_have_the_order_of_the_estimators_classes(metho
     assert (adapted.predict(X) == plain.predict(X)).all()
 
 
+def test_a_kernel_is_split_in_rows_and_columns_as_for_the_plain_estimator():
+    X, y, _ = make_shift()
+    plain = SVC(kernel="precomputed")
+    scores = [cross_val_score(model, X @ X.T, y) for model in (AdaptedClassifier(plain), plain)]
+    assert (scores[0] == scores[1]).all()
+
+
 def test_an_estimator_that_only_predicts_trains_itself():
     class Nearest(KNeighborsClassifier):
         predict_proba = property()

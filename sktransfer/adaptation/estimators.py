@@ -130,8 +130,7 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
 
     def __sklearn_tags__(self):
         tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
-        tags.input_tags.sparse = inner.input_tags.sparse
-        tags.input_tags.allow_nan = inner.input_tags.allow_nan
+        tags.input_tags = inner.input_tags
         tags.target_tags.multi_output = inner.target_tags.multi_output
         tags.regressor_tags = inner.regressor_tags or tags.regressor_tags
         tags.classifier_tags = inner.classifier_tags or tags.classifier_tags
