@@ -83,13 +83,8 @@ def read_classes(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
         raise ValueError(
             f"y must have one label for each of the {len(domains)} rows. Got shape {labels.shape} instead."
         )
-    missing = find_missing(labels, missing_label)
     target = domains < 0
-    _refuse_missing(missing & ~target, labels, missing_label)
-    if not use:
-        missing = target.copy()
-    elif use == "auto":
-        _warn_if_unmasked(missing[target], labels)
+    missing = _check_missing(find_missing(labels, missing_label), target, labels, missing_label, use)
     known = _narrow(labels[~missing])
     if known.dtype.kind == "f" and (known != np.floor(known)).any():
         raise ValueError("Unknown label type: y must be classes. Got continuous values instead; use AdaptedRegressor.")
@@ -119,16 +114,11 @@ def read_values(y: Any, domains: Array, missing_label: Any, use: Any) -> Task:
         raise ValueError(
             f"y must have one value for each of the {len(domains)} rows. Got shape {values.shape} instead."
         )
-    gone = ~np.isnan(values)  # where there is a value
+    there = ~np.isnan(values)
     if missing_label is not None:
-        gone &= values != missing_label
-    missing = np.logical_not(gone if values.ndim == 1 else gone.all(axis=1))
-    target = domains < 0
-    _refuse_missing(missing & ~target, values, missing_label)
-    if not use:
-        missing = target.copy()
-    elif use == "auto":
-        _warn_if_unmasked(missing[target], values)
+        there &= values != missing_label
+    missing = np.logical_not(there if values.ndim == 1 else there.all(axis=1))
+    missing = _check_missing(missing, domains < 0, values, missing_label, use)
     values[missing] = np.nan
     infinite = np.flatnonzero(np.isinf(values if values.ndim == 1 else np.abs(values).max(axis=1)))
     if len(infinite):
@@ -149,6 +139,16 @@ def find_missing(labels: Array, missing_label: Any) -> Array:
     elif not pd.isna(missing_label):
         gone[~gone] = [bool(label == missing_label) for label in labels[~gone].tolist()]
     return gone
+
+
+def _check_missing(missing: Array, target: Array, labels: Array, missing_label: Any, use: Any) -> Array:
+    """Return the mask of the labels that are not learnt from, which only target rows may lack."""
+    _refuse_missing(missing & ~target, labels, missing_label)
+    if not use:
+        return target.copy()
+    if use == "auto":
+        _warn_if_unmasked(missing[target], labels)
+    return missing
 
 
 def _as_labels(y: Any) -> Array:
