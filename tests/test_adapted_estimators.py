@@ -452,12 +452,27 @@ def test_one_class_in_the_source_is_refused_under_its_name():
     refused(message, X, np.where(domains < 0, STRINGS[y], "bee"), domains, use_target_labels=True)
 
 
-@pytest.mark.parametrize(("domain", "name"), [(-1, "target"), (1, "source 1")])
+@pytest.mark.parametrize(("domain", "name"), [(-1, "the target"), (1, "source 1")])
 def test_equal_rows_in_one_domain_are_refused(domain, name):
     X, y, domains = make_shift(n_sources=2)
     X[domains == domain] = 1.5
-    message = rf"^X must vary within each domain\. Got 60 equal rows in the {name} instead\.$"
+    message = rf"^X must vary within each domain\. Got 60 equal rows in {name} instead\.$"
     refused(message, X, mask(y, domains), domains)
+
+
+def test_features_that_are_constant_within_a_domain_are_named():
+    X, y, domains = make_shift(n_sources=2)
+    X[domains == 1, 2] = X[domains < 0, 1] = X[domains < 0, 3] = 0.5
+    adapted = AdaptedClassifier(LogisticRegression(), "standardize")
+    with pytest.warns(UserWarning, match="constant within") as heard:
+        adapted.fit(X, mask(y, domains), sample_domain=domains)
+    told = [str(warning.message).partition(":")[0] for warning in heard]
+    n = X.shape[1]
+    assert told == [
+        f"2 of {n} features are constant within the target (column 1, 3)",
+        f"1 of {n} features are constant within source 1 (column 2)",
+    ]
+    assert {warning.filename for warning in heard} == {__file__}
 
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "-inf")])
@@ -862,6 +877,7 @@ def test_regressors_are_adapted_too():
         assert AdaptedRegressor(Ridge(), method).fit(X, known, sample_domain=domains).predict(X).shape == (120,)
 
 
+@pytest.mark.filterwarnings("ignore:.* features are constant")
 def test_photos_of_another_camera_are_adapted_behind_the_extractor(backbone_file):
     photos = [photo(seed) for seed in range(40)]
     domains = np.tile([0, -1], 20)

@@ -60,7 +60,7 @@ def read_domains(sample_domain: Any, n_rows: int) -> Array:
     if n_target < FEW:
         warnings.warn(
             f"Only {n_target} target rows: what is learnt of the target from fewer than {FEW} is mostly noise.",
-            UserWarning, stacklevel=_find_stacklevel(),
+            UserWarning, stacklevel=find_stacklevel(),
         )  # fmt: skip
     return domains
 
@@ -203,7 +203,7 @@ def _warn_if_unmasked(missing: Array, labels: Array) -> None:
         warnings.warn(
             f"All {len(missing)} target rows have a label in y, and these are learnt from. To adapt without them, "
             f"put {mark} there or set use_target_labels=False; to learn from them without this warning, True.",
-            UserWarning, stacklevel=_find_stacklevel(),
+            UserWarning, stacklevel=find_stacklevel(),
         )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def _is_whole(number: Any) -> bool:
     return isinstance(number, float) and number.is_integer() and number < 2**63
 
 
-def _find_stacklevel() -> int:
+def find_stacklevel() -> int:
     """Return the ``stacklevel`` of the caller's line, through a Pipeline or a search, for a warning in this module."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").startswith(("sktransfer.", "sklearn.", "joblib.")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, RegressorMixin, clone
 from sklearn.utils import get_tags
@@ -10,7 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from sktransfer.adaptation.chain import fit_best
-from sktransfer.adaptation.domains import read_classes, read_domains, read_values
+from sktransfer.adaptation.domains import SHOWN, find_stacklevel, read_classes, read_domains, read_values
 from sktransfer.adaptation.learners import find_weight_parameter, fit_weighted
 from sktransfer.adaptation.methods import choose_candidates, is_auto
 from sktransfer.adaptation.shift import tell_domains_apart
@@ -71,7 +73,7 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         if sample_weight is not None:
             find_weight_parameter(self.estimator)
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-        _refuse_constant(X, task.sample_domain)
+        _check_constant(X, task.sample_domain)
         auc = tell_domains_apart(X, task.sample_domain < 0)
         if is_auto(self.method) and auc < CLOSE:
             candidates = [[]]
@@ -199,7 +201,7 @@ class AdaptedClassifier(ClassifierMixin, AdaptedEstimator):
     Warns
     -----
     UserWarning
-        If there are fewer than 20 target rows, or all of them have labels.
+        If there are fewer than 20 target rows, all of them have labels, or features are constant within a domain.
 
     Examples
     --------
@@ -280,7 +282,7 @@ class AdaptedRegressor(RegressorMixin, AdaptedEstimator):
     Warns
     -----
     UserWarning
-        If there are fewer than 20 target rows, or all of them have values.
+        If there are fewer than 20 target rows, all of them have values, or features are constant within a domain.
 
     Examples
     --------
@@ -302,9 +304,20 @@ class AdaptedRegressor(RegressorMixin, AdaptedEstimator):
     _read = staticmethod(read_values)
 
 
-def _refuse_constant(X, sample_domain):
+def _check_constant(X, sample_domain):
+    """Refuse domains without any variation, and name features that have none in one of them."""
+    constant = {}
     for domain in np.unique(sample_domain):
         rows = X[sample_domain == domain]
-        if (rows == rows[0]).all():
-            name = "target" if domain < 0 else f"source {domain}"
-            raise ValueError(f"X must vary within each domain. Got {len(rows)} equal rows in the {name} instead.")
+        name = "the target" if domain < 0 else f"source {domain}"
+        constant[name] = (rows == rows[0]).all(axis=0)
+        if constant[name].all():
+            raise ValueError(f"X must vary within each domain. Got {len(rows)} equal rows in {name} instead.")
+    for name, features in constant.items():
+        columns = np.flatnonzero(features)
+        if len(columns):
+            named = ", ".join(map(str, columns[:SHOWN])) + (", …" if len(columns) > SHOWN else "")
+            warnings.warn(
+                f"{len(columns)} of {X.shape[1]} features are constant within {name} (column {named}): they cannot be "
+                "aligned there.", UserWarning, stacklevel=find_stacklevel(),
+            )  # fmt: skip
