@@ -185,6 +185,7 @@ def describe(found: pd.DataFrame) -> Iterator[list[str]]:
 
 def plot(points: dict[str, pd.DataFrame], taus: pd.Series) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(14, 7), layout="constrained")
     panels = figure.subplots(2, 4).ravel()
@@ -197,6 +198,7 @@ def plot(points: dict[str, pd.DataFrame], taus: pd.Series) -> None:
                 label = name if row.layer == "penultimate" else None
                 axes.plot(row.LogME, row.exact, "o", color=f"C{number}", markerfacecolor=face, label=label)
         axes.set(title=f"{task}: τ = {taus[task]:.2f}", xlabel="LogME")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(alpha=0.3)
     for row in (0, 4):
         panels[row].set_ylabel("linear probe, cross-validated")

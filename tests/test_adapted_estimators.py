@@ -25,6 +25,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import _num_samples
 from test_adaptation import make_shift, mask
@@ -39,6 +40,8 @@ from sktransfer.adaptation import (
     SubspaceAlignment,
     TargetScorer,
 )
+from sktransfer.adaptation.domains import read_classes, read_domains
+from sktransfer.adaptation.lengths import fit_length
 from sktransfer.adaptation.report import score_agreement
 from sktransfer.exceptions import MissingExtraError
 
@@ -1005,3 +1008,27 @@ def test_a_class_of_one_row_is_kept():
     for method in ("auto", "ot", "importance", "coral"):
         adapted = AdaptedClassifier(LogisticRegression(), method).fit(X, known, sample_domain=domains)
         assert list(adapted.classes_) == [0, 1, 2, 9]
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1e-2, 1e2])
+def test_the_default_finds_rows_as_long_as_the_penalty_wants_them(penalty):
+    X, y, domains = make_shift()
+    adapted = AdaptedClassifier(LogisticRegression(C=penalty, max_iter=1000)).fit(
+        X, mask(y, domains), sample_domain=domains
+    )
+    usual = AdaptedClassifier(LogisticRegression(max_iter=1000)).fit(X, mask(y, domains), sample_domain=domains)
+    lengths = [estimator.adapters_[1].length for estimator in (adapted, usual)]
+    assert (lengths[0] > lengths[1]) == (penalty < 1)
+    assert adapted.score(X[domains < 0], y[domains < 0]) > usual.score(X[domains < 0], y[domains < 0]) - 0.05
+
+
+@pytest.mark.parametrize("estimator", [DecisionTreeClassifier(random_state=0), KNeighborsClassifier()])
+def test_lengths_are_left_alone_where_they_do_not_matter(estimator):
+    X, y, domains = make_shift()
+    task = read_classes(mask(y, domains), read_domains(domains, len(X)), None, "auto")
+    adapters = [Standardize(), SubspaceAlignment()]
+    assert fit_length(estimator, adapters, X, task, None) == 3**0.5
+    assert not hasattr(adapters[1], "scale_")

@@ -14,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from sktransfer.adaptation.chain import fit_best
 from sktransfer.adaptation.domains import SHOWN, find_stacklevel, read_classes, read_domains, read_values
 from sktransfer.adaptation.learners import find_weight_parameter, fit_weighted
+from sktransfer.adaptation.lengths import fit_length, set_lengths
 from sktransfer.adaptation.methods import choose_candidates, is_auto
 from sktransfer.adaptation.shift import tell_domains_apart
 
@@ -77,6 +78,8 @@ class AdaptedEstimator(MetaEstimatorMixin, BaseEstimator):
         auc = tell_domains_apart(X, task.sample_domain < 0)
         if is_auto(self.method) and auc < CLOSE:
             candidates = [[]]
+        elif is_auto(self.method) and task.classes is not None:
+            set_lengths(candidates, fit_length(self.estimator, candidates[1], X, task, sample_weight))
         chain, self.report_ = fit_best(
             self.estimator, candidates, X, task, auc, self.check or is_auto(self.method), sample_weight
         )
