@@ -2,10 +2,10 @@
 
 Digits on dark patches of a photograph, all labelled; and digits by another camera, which is brighter, warmer and
 blurred, on another photograph, without a label. A classifier that is fitted on the first ones alone is right about
-one in four of the others; with `method="auto"` it is right about every second one, and `report_`, which has no labels
-of the target either, notices the difference. Simpler methods are better still here: which one is best differs from
-task to task, and the score without labels does not always know. Fifty labels of the target would. On other photos by
-the first camera there is nothing to adapt, and "auto" leaves the classifier as it is.
+three in ten of the others; with `method="auto"` about six in ten, and `report_`, which has no labels of the target
+either, notices the difference. Simpler methods are slightly better still here: which one is best differs from task to
+task, and the score without labels does not always know. Fifty labels of the target would. On other photos by the
+first camera "auto" leaves the classifier as it is: a classifier cannot tell them from the labelled ones.
 
     python examples/other_camera.py
 """
