@@ -10,6 +10,7 @@ PACKAGE = Path(sktransfer.__file__).parent
 FLOORS = {
     0: {
         "adaptation.adapters",
+        "adaptation.components",
         "adaptation.domains",
         "batching",
         "blocks",

@@ -5,14 +5,11 @@ from __future__ import annotations
 from numbers import Real
 
 import numpy as np
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.preprocessing import StandardScaler
 
 from sktransfer.adaptation.adapters import Adapter
-
-WIDTH = 50
+from sktransfer.adaptation.components import reduce_rows
 
 
 class ImportanceWeighting(Adapter):
@@ -55,10 +52,7 @@ class ImportanceWeighting(Adapter):
         if not (isinstance(self.max_weight, Real) and self.max_weight >= 1):
             raise ValueError(f"max_weight must be at least 1. Got {self.max_weight!r} instead.")
         source = sample_domain >= 0
-        scaled = StandardScaler().fit_transform(X)
-        width = min(WIDTH, len(X) - 1, X.shape[1])
-        scaled = PCA(width, svd_solver="covariance_eigh" if len(X) > X.shape[1] else "full").fit_transform(scaled)
-        scaled /= np.sqrt((scaled**2).sum(axis=1).mean() or 1.0)
+        scaled = reduce_rows(X, 1.0)
         cv = StratifiedKFold(int(min(5, source.sum(), (~source).sum())), shuffle=True, random_state=0)
         told = cross_val_predict(LogisticRegression(max_iter=200), scaled, ~source, cv=cv, method="decision_function")
         ratio = np.exp(self.exponent * (told[source] - told[source].max()))  # n_S / n_T goes with the mean

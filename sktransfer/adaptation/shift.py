@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.preprocessing import StandardScaler
 
 from sktransfer.adaptation.adapters import Array
+from sktransfer.adaptation.components import reduce_rows
 
 ROWS = 2000  # of each side that are looked at
-WIDTH = 50  # principal components
 LENGTH = 3.0  # root mean square of the rows that the classifier sees
 
 
@@ -34,13 +32,9 @@ def tell_domains_apart(X: Array, is_target: Array) -> float:
     rows = np.concatenate([rng.permutation(np.flatnonzero(is_target == side))[:ROWS] for side in (False, True)])
     X, side = X[rows], is_target[rows]
     folds = int(min(5, side.sum(), (~side).sum()))
-    X = StandardScaler().fit_transform(X)
-    width = min(WIDTH, len(X) - 1, X.shape[1])
-    X = PCA(width, svd_solver="covariance_eigh" if len(X) > X.shape[1] else "full").fit_transform(X)
-    square = (X**2).sum(axis=1).mean()
-    if folds < 2 or not square > 0:
+    if folds < 2:
         return 0.5
     classifier = LogisticRegression(class_weight="balanced", max_iter=200, tol=1e-3)
     cv = StratifiedKFold(folds, shuffle=True, random_state=0)
-    told = cross_val_predict(classifier, X * (LENGTH / np.sqrt(square)), side, cv=cv, method="decision_function")
+    told = cross_val_predict(classifier, reduce_rows(X, LENGTH), side, cv=cv, method="decision_function")
     return float(roc_auc_score(side, told))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.decomposition import PCA
 
 from sktransfer.adaptation.adapters import Adapter, Array, find_domains
+from sktransfer.adaptation.components import fit_components
 
 WIDTH = 100  # components for a few classes, and
 WIDTH_A_CLASS = 4  # for each of many
@@ -53,10 +53,10 @@ class SubspaceAlignment(Adapter):
         if self.length is not None and not (isinstance(self.length, Real) and 0 < self.length < np.inf):
             raise ValueError(f"length must be above 0, or None. Got {self.length!r} instead.")
         width = self._choose_width(X, y, sample_domain)
-        target = _fit_axes(X[sample_domain < 0], width)
+        target = fit_components(X[sample_domain < 0], width)
         self.means_, self.components_ = {-1: target.mean_}, {-1: target.components_.T}
         for domain in find_domains(sample_domain)[:-1]:
-            axes = _fit_axes(X[sample_domain == domain], width)
+            axes = fit_components(X[sample_domain == domain], width)
             turn = axes.components_ @ target.components_.T
             self.means_[domain], self.components_[domain] = axes.mean_, axes.components_.T @ turn
         self.scale_ = 1.0
@@ -89,7 +89,3 @@ class SubspaceAlignment(Adapter):
                 f"features. Got {wanted} instead."
             )
         return int(wanted)
-
-
-def _fit_axes(X: Array, width: int) -> PCA:
-    return PCA(width, svd_solver="covariance_eigh" if len(X) > X.shape[1] else "full").fit(X)
