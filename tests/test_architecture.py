@@ -61,6 +61,7 @@ FLOORS = {
         "adaptation.transport",
         "configurations",
         "crops",
+        "geometry",
         "locations",
         "rank_plot",
         "ranking.logits",
