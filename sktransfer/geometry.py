@@ -115,7 +115,7 @@ def build_geometry_model(preprocessing: Preprocessing, opset: int = MIN_OPSET, i
     crop width, 3). Every name of the graph begins with "sktransfer".
 
     On onnxruntime's CPU and WebAssembly kernels "nearest" gives Pillow's pixels. "bilinear" is at most one level away
-    and "bicubic" two, in about a thousandth of the values, or some hundredths where the sizes put many of them halfway
+    and "bicubic" two, in one or two thousandths of the values, or some hundredths where the sizes put many of them halfway
     between two levels. Unlike on the host, a strip of which only the middle is kept is resized as a whole.
 
     Parameters

@@ -57,16 +57,16 @@ def test_any_geometry_gives_the_pixels_of_the_host(size, resize, crop, resample,
 
 @pytest.mark.parametrize("resample", sorted(MAX_LEVELS))
 @pytest.mark.parametrize("size", [(400, 533), (1080, 1920), (1600, 1200), (48, 64)])
-def test_sharp_photos_are_a_level_away_in_a_thousandth_of_their_values(size, resample):
+def test_sharp_photos_are_a_level_away_in_two_thousandths_of_their_values(size, resample):
     apart = levels_apart(Preprocessing(crop=(224, 224), resize=256, resample=resample), noise(*size))
-    assert (apart > 0).mean() <= 0.001
+    assert (apart > 0).mean() <= 0.002
     assert apart.max() <= min(1, MAX_LEVELS[resample])
 
 
 def test_ties_that_round_the_other_way_are_below_a_hundredth():
     # 480 / 256 = 1.875 puts weights, and with them values, halfway between levels.
     apart = levels_apart(Preprocessing(crop=(224, 224), resize=256), noise(480, 640))
-    assert 0.001 < (apart > 0).mean() < 0.01
+    assert 0.002 < (apart > 0).mean() < 0.01
     assert apart.max() == 1
 
 
