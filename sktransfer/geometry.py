@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from sktransfer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ _NO_RESIZE = """
 
 # torchvision, transforms/functional.py: _compute_resized_output_size
 _SHORTER_SIDE = """
-  length = Constant <value_int = {length}> ()
+  length = Constant <value_ints = [{length}]> ()
   shorter = ReduceMin (size)
   product = Mul (size, length)
   new_size = Div (product, shorter)"""
@@ -42,15 +44,18 @@ _SHORTER_SIDE = """
 _BOTH_SIDES = """
   new_size = Constant <value_ints = [{length[0]}, {length[1]}]> ()"""
 
-# A Resize of both axes goes across first. Pillow goes down first where the height shrinks by more than twice of what
-# the width does (Pillow 13, src/libImaging/Resample.c: horizontal_first), so each axis has a Resize of its own.
-_TWO_PASSES = """
+_ACROSS_FIRST = """
+  resized = Resize <{attributes}> (photo, , , new_size)"""
+
+# Pillow 13 goes down first where the height shrinks by more than twice of what the width does (Resample.c in
+# src/libImaging: horizontal_first), a Resize of both axes never does: here each axis has a Resize of its own.
+_ORDER_BY_SIZE = """
   less = Sub (size, new_size)
   less_high, less_wide = Split <num_outputs = 2> (less)
   twice_less_wide = Mul (less_wide, two)
   bound = Max (twice_less_wide, zero)
-  across_first = LessOrEqual (less_high, bound)
-  down_first = Not (across_first)
+  down_first = Greater (less_high, bound)
+  across_first = Not (down_first)
   is_second = Concat <axis = 0> (across_first, down_first)
   size_between = Where (is_second, size, new_size)
   between = Resize <{attributes}> (photo, , , size_between)
@@ -115,8 +120,8 @@ def build_geometry_model(preprocessing: Preprocessing, opset: int = MIN_OPSET, i
     crop width, 3). Every name of the graph begins with "sktransfer".
 
     On onnxruntime's CPU and WebAssembly kernels "nearest" gives Pillow's pixels. "bilinear" is at most one level away
-    and "bicubic" two, in one or two thousandths of the values, or some hundredths where the sizes put many of them halfway
-    between two levels. Unlike on the host, a strip of which only the middle is kept is resized as a whole.
+    and "bicubic" two, in one or two thousandths of the values, or some hundredths where the sizes put many of them
+    halfway between two levels. Unlike on the host, a strip is resized as a whole, whatever memory that takes.
 
     Parameters
     ----------
@@ -159,4 +164,12 @@ def _resize_steps(preprocessing: Preprocessing) -> str:
             'resample must be "bilinear", "bicubic" or "nearest" where the resize is in the graph. '
             f"Got {resample!r} instead."
         )
-    return size + _TWO_PASSES.format(attributes=_ATTRIBUTES[resample])
+    passes = _ORDER_BY_SIZE if _goes_down_first() else _ACROSS_FIRST
+    return size + passes.format(attributes=_ATTRIBUTES[resample])
+
+
+def _goes_down_first() -> bool:
+    """Whether this Pillow is one that resizes a narrow image down first, as older ones than 13 do not."""
+    image = Image.effect_noise((9, 64), 50).convert("RGB")
+    down, across = image.resize((9, 8), Image.Resampling.BICUBIC), (8, 8)
+    return image.resize(across, Image.Resampling.BICUBIC) == down.resize(across, Image.Resampling.BICUBIC)

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import sktransfer.geometry
 from sktransfer import Preprocessing
 from sktransfer.geometry import INPUT_NAME, OUTPUT_NAME, build_geometry_model
 
@@ -68,6 +69,16 @@ def test_ties_that_round_the_other_way_are_below_a_hundredth():
     apart = levels_apart(Preprocessing(crop=(224, 224), resize=256), noise(480, 640))
     assert 0.002 < (apart > 0).mean() < 0.01
     assert apart.max() == 1
+
+
+def test_a_pillow_that_always_goes_across_first_is_followed(monkeypatch):
+    monkeypatch.setattr(sktransfer.geometry, "_goes_down_first", lambda: False)
+    image = Image.fromarray(noise(300, 100))
+    across = image.resize((50, 300), Image.Resampling.BICUBIC).resize((50, 50), Image.Resampling.BICUBIC)
+    preprocessing = Preprocessing(crop=(50, 50), resize=(50, 50), resample="bicubic")
+    (result,) = run_geometry(preprocessing, np.asarray(image))
+    assert np.abs(result.astype(int) - np.asarray(across)).max() <= 1
+    assert np.abs(result.astype(int) - preprocessing.resize_and_crop(image)).max() > 1
 
 
 def test_real_photos_are_a_level_away_in_few_of_their_values(assets):
