@@ -74,8 +74,8 @@ def test_ties_that_round_the_other_way_are_below_a_hundredth():
 def test_a_pillow_that_always_goes_across_first_is_followed(monkeypatch):
     monkeypatch.setattr(sktransfer.geometry, "_goes_down_first", lambda: False)
     image = Image.fromarray(noise(300, 100))
-    across = image.resize((50, 300), Image.Resampling.BICUBIC).resize((50, 50), Image.Resampling.BICUBIC)
-    preprocessing = Preprocessing(crop=(50, 50), resize=(50, 50), resample="bicubic")
+    across = image.resize((224, 300), Image.Resampling.BICUBIC).resize((224, 224), Image.Resampling.BICUBIC)
+    preprocessing = Preprocessing(crop=(224, 224), resize=(224, 224), resample="bicubic")
     (result,) = run_geometry(preprocessing, np.asarray(image))
     assert np.abs(result.astype(int) - np.asarray(across)).max() <= 1
     assert np.abs(result.astype(int) - preprocessing.resize_and_crop(image)).max() > 1
