@@ -1,0 +1,196 @@
+"""An exported file needs onnxruntime and nothing of ours: in a bare process, in Node and in a browser."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import encode, photo
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from sktransfer import PretrainedFeatureExtractor
+
+SCRIPTS = Path(__file__).parent / "web"
+PAGE = Path(__file__).parent.parent / "examples" / "web" / "index.html"
+PACKAGES = ["onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0", "playwright-core@1.65.1"]
+CHROMIUM = shutil.which("chromium")
+CLASSES = np.array(["cat", "dog", "été"])
+HEADS = {
+    "logistic": LogisticRegression(),
+    "calibrated": CalibratedClassifierCV(SVC(), ensemble=False),
+    "trees": GradientBoostingClassifier(n_estimators=5, random_state=0),
+}
+TYPES = {"float32": "float32", "float64": "float64", "int64": "int64", "uint8": "uint8", "bool": "bool"}
+
+needs_node = pytest.mark.skipif(not shutil.which("npm"), reason="Node.js and npm are not installed")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+
+
+def export_onnx(pipeline, path, include_resize=True):
+    # STAND-IN until sktransfer.export_onnx is there
+    import onnx
+    import onnx.compose
+    import onnx.version_converter
+    from skl2onnx import to_onnx
+
+    from sktransfer.backbones import load_backbone
+    from sktransfer.geometry import INPUT_NAME, OUTPUT_NAME, build_geometry_model
+    from sktransfer.graph import INPUT_NAME as PIXELS
+    from sktransfer.graph import plan_graph
+
+    extractor, head = pipeline[0], pipeline[1:]
+    backbone = load_backbone(extractor.backbone)
+    graph = plan_graph(backbone.path, backbone.digest, backbone.preprocessing)
+    embedding = onnx.version_converter.convert_version(graph.build_model(), 18)
+    embedding.ir_version = 8
+    options = {id(head[-1]): {"zipmap": False}}
+    import warnings
+
+    warnings.simplefilter("ignore")
+    last = to_onnx(head, np.zeros((1, graph.n_features), np.float32), options=options, target_opset={"": 18, "ai.onnx.ml": 3})
+    last = onnx.compose.add_prefix(last, "head_", rename_inputs=False, rename_outputs=False)
+    last.ir_version = 8
+    model = onnx.compose.merge_models(embedding, last, io_map=[("sktransfer_embedding", last.graph.input[0].name)])
+    before = build_geometry_model(backbone.preprocessing)
+    model = onnx.compose.merge_models(before, model, io_map=[(OUTPUT_NAME, PIXELS)])
+    for node in model.graph.node:
+        node.input[:] = ["image" if name == INPUT_NAME else name for name in node.input]
+    model.graph.input[0].name = "image"
+    metadata = {"inputs": {"image": {"resize_included": True}}, "classes": pipeline.classes_.tolist()}
+    onnx.helper.set_model_props(model, {"sktransfer": json.dumps(metadata)})
+    onnx.save(model, path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Pipelines of several shapes, each exported with the resize in the file."""
+    folder = tmp_path_factory.mktemp("exported")
+    pixels, y = np.stack([photo(seed) for seed in range(30)]), CLASSES[np.arange(30) % 3]
+    for name, head in HEADS.items():
+        extractor = PretrainedFeatureExtractor(n_jobs=1, cache_dir=None)
+        pipeline = make_pipeline(extractor, StandardScaler(), head).fit(pixels, y)
+        export_onnx(pipeline, folder / f"{name}.onnx", include_resize=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def node_folder():
+    """A folder with the npm packages, without their install scripts: these want hosts that need not be reachable."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", *PACKAGES]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+        yield Path(folder)
+
+
+def run_script(node_folder, name, task):
+    """What one of our scripts prints, run by Node beside the packages."""
+    shutil.copy(SCRIPTS / name, node_folder)
+    (node_folder / "task.json").write_text(json.dumps(task))
+    done = subprocess.run(["node", name, "task.json"], cwd=node_folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def run_python(path, feeds):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def as_json(array):
+    return {"type": TYPES.get(array.dtype.name, "string"), "dims": array.shape, "data": array.ravel().tolist()}
+
+
+def assert_same(answer, expected):
+    assert list(answer["label"]) == expected["label"].tolist()
+    probabilities = np.reshape(answer["probabilities"], expected["probabilities"].shape)
+    np.testing.assert_allclose(probabilities, expected["probabilities"], atol=1e-4)
+
+
+BARE = """
+import sys
+for name in ("sktransfer", "sklearn", "skl2onnx", "onnx", "PIL"):
+    sys.modules[name] = None  # an import of it fails
+import json, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+outputs = session.run(["label", "probabilities"], dict(numpy.load(sys.argv[2])))
+print(json.dumps({"label": outputs[0].tolist(), "probabilities": outputs[1].tolist()}))
+"""
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_process_without_sktransfer_and_scikit_learn_runs_the_file(files, tmp_path, name):
+    feeds = {"image": np.stack([photo(seed, 60, 45) for seed in range(20)])}
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    command = [sys.executable, "-I", "-c", BARE, str(files / f"{name}.onnx"), str(tmp_path / "feeds.npz")]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert_same(answer, run_python(files / f"{name}.onnx", feeds))
+
+
+@pytest.mark.slow
+@needs_node
+def test_node_gives_what_python_gives(files, node_folder):
+    feeds = {"image": np.stack([photo(seed, 60, 45) for seed in range(20)])}
+    paths = [files / f"{name}.onnx" for name in HEADS]
+    task = [{"model": str(path), "feeds": {name: as_json(feed) for name, feed in feeds.items()}} for path in paths]
+    answers = run_script(node_folder, "run_node.cjs", task)
+    for path, answer in zip(paths, answers, strict=True):
+        assert_same(answer, run_python(path, feeds))
+
+
+@pytest.fixture
+def open_page(node_folder, tmp_path):
+    """Serve the page beside a model, drop files on it in Chromium; returns what it showed and asked for."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "node_modules").symlink_to(node_folder / "node_modules")
+    shutil.copy(PAGE, folder)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def call(model, *dropped):
+        if model:
+            shutil.copy(model, folder / "model.onnx")
+        url = f"http://127.0.0.1:{server.server_port}/"
+        task = {"url": url, "files": [str(path) for path in dropped], "executable": CHROMIUM}
+        answer = run_script(node_folder, "drive_page.cjs", task)
+        assert all(request.startswith((f"GET {url}", "GET data:")) for request in answer["requests"])
+        return answer
+
+    yield call
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+@needs_node
+@needs_chromium
+def test_the_page_shows_what_python_gives(files, open_page, tmp_path):
+    pictures = [photo(seed, *size) for seed, size in enumerate([(60, 45), (300, 400), (90, 500), (20, 30)])]
+    paths = [tmp_path / f"photo{index}.png" for index in range(len(pictures))]
+    for path, pixels in zip(paths, pictures, strict=True):
+        path.write_bytes(encode(pixels))
+    answer = open_page(files / "logistic.onnx", *paths)
+    assert answer["trouble"] == []
+    for pixels, shown in zip(pictures, answer["shown"][1:], strict=True):
+        expected = run_python(files / "logistic.onnx", {"image": pixels[None]})
+        assert shown["rows"][0][0] == expected["label"][0]
+        probabilities = dict(shown["rows"])
+        np.testing.assert_allclose([probabilities[name] for name in CLASSES], expected["probabilities"][0], atol=1e-4)
