@@ -60,7 +60,9 @@ def export_onnx(pipeline, path, include_resize=True):
     import warnings
 
     warnings.simplefilter("ignore")
-    last = to_onnx(head, np.zeros((1, graph.n_features), np.float32), options=options, target_opset={"": 18, "ai.onnx.ml": 3})
+    last = to_onnx(
+        head, np.zeros((1, graph.n_features), np.float32), options=options, target_opset={"": 18, "ai.onnx.ml": 3}
+    )
     last = onnx.compose.add_prefix(last, "head_", rename_inputs=False, rename_outputs=False)
     last.ir_version = 8
     model = onnx.compose.merge_models(embedding, last, io_map=[("sktransfer_embedding", last.graph.input[0].name)])
