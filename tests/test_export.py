@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -6,7 +8,7 @@ import onnxruntime as ort
 import pandas as pd
 import pytest
 from conftest import IMAGENET, Builder, encode, photo, save_backbone, small_classifier
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn import (
     calibration,
     compose,
@@ -72,7 +74,7 @@ def run(path, **feeds):
     return dict(zip([output.name for output in session.get_outputs()], values, strict=True))
 
 
-def agree(pipeline, X, path, outputs):
+def agree(pipeline, X, outputs):
     """Whether outputs are the pipeline's own: labels exactly, numbers within 1e-5."""
     if "value" in outputs:
         expected = np.asarray(pipeline.predict(X))
@@ -162,7 +164,7 @@ def name_of(estimator):
 def check_classifier(network, many, y, path, *steps):
     pipeline = embed_then(network, *steps).fit(many, y)
     export_onnx(pipeline, path)
-    assert agree(pipeline, many, path, run(path, image=np.stack(many)))
+    assert agree(pipeline, many, run(path, image=np.stack(many)))
 
 
 FAST = ("LogisticRegression", "MLPClassifier", "HistGradientBoostingClassifier", "TransferLogisticRegression")
@@ -246,7 +248,7 @@ def wrap(kind, network):
 def test_pipelines_within_other_estimators_are_exported_with_one_network(network, many, labels, tmp_path, kind):
     estimator = wrap(kind, network).fit(many, labels)
     export_onnx(estimator, tmp_path / "a.onnx")
-    assert agree(estimator, many, tmp_path / "a.onnx", run(tmp_path / "a.onnx", image=np.stack(many)))
+    assert agree(estimator, many, run(tmp_path / "a.onnx", image=np.stack(many)))
     nodes = onnx.load(tmp_path / "a.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == 2  # those of one network
 
@@ -292,7 +294,7 @@ def test_adapted_estimators_are_exported(network, many, labels, tmp_path, method
     extractor = PretrainedFeatureExtractor(network).fit(many)
     pipeline = Pipeline([("extractor", extractor), ("head", adapted)])
     export_onnx(pipeline, tmp_path / "a.onnx")
-    assert agree(pipeline, many, tmp_path / "a.onnx", run(tmp_path / "a.onnx", image=np.stack(many)))
+    assert agree(pipeline, many, run(tmp_path / "a.onnx", image=np.stack(many)))
 
 
 def test_a_pipeline_of_transformers_gives_features(network, many, tmp_path):
@@ -355,7 +357,7 @@ def test_a_table_with_photos_is_exported(network, table, labels, tmp_path, head)
     pipeline = make_pipeline(columns, head).fit(table, labels)
     export_onnx(pipeline, tmp_path / "a.onnx", check=table)
     feeds = table_feeds(table, rooms=table[["rooms"]].to_numpy())
-    assert agree(pipeline, table, tmp_path / "a.onnx", run(tmp_path / "a.onnx", **feeds))
+    assert agree(pipeline, table, run(tmp_path / "a.onnx", **feeds))
 
 
 @pytest.mark.filterwarnings("ignore:Found unknown categories")
@@ -366,7 +368,7 @@ def test_unknown_categories_are_all_zeros_in_the_file_too(network, table, labels
     export_onnx(pipeline, tmp_path / "a.onnx")
     elsewhere = table.assign(**{"a town": "Oslo"})
     feeds = {name: value for name, value in table_feeds(elsewhere).items() if name in ("photo", "a town")}
-    assert agree(pipeline, elsewhere, tmp_path / "a.onnx", run(tmp_path / "a.onnx", **feeds))
+    assert agree(pipeline, elsewhere, run(tmp_path / "a.onnx", **feeds))
 
 
 def test_ordinal_codes_are_exported(network, table, labels, tmp_path):
@@ -384,7 +386,7 @@ def test_a_missing_photo_is_an_input_of_the_file(network, table, labels, tmp_pat
     pipeline = table_pipeline(block, linear_model.LogisticRegression()).fit(table, labels)
     export_onnx(pipeline, tmp_path / "a.onnx", check=table)
     feeds = table_feeds(table, has_image=table["photo"].notna().to_numpy())
-    assert agree(pipeline, table, tmp_path / "a.onnx", run(tmp_path / "a.onnx", **feeds))
+    assert agree(pipeline, table, run(tmp_path / "a.onnx", **feeds))
 
 
 def test_empty_cells_of_a_table_are_imputed_by_the_file(network, table, labels, tmp_path):
@@ -559,7 +561,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
 
 
 def test_without_skl2onnx_the_pip_line_is_said(network, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "skl2onnx", None)
+    monkeypatch.setitem(sys.modules, "skl2onnx", None)
     with pytest.raises(sktransfer.MissingExtraError, match=r'skl2onnx.*pip install "sktransfer\[export\]"'):
         export_onnx(embed_then(network), tmp_path / "a.onnx")
 
@@ -669,3 +671,92 @@ def test_the_command_loads_no_foreign_types_unless_they_are_trusted(tmp_path, ru
     dump(Tripled(), tmp_path / "a.skops")
     _, _, err = run_command("export", tmp_path / "a.skops", "-o", tmp_path / "a.onnx")
     assert "holds types that neither skops nor sktransfer vouches for: test_export.Tripled" in err
+
+
+# -- elsewhere --------------------------------------------------------------------------------------------------------
+
+BARE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("sktransfer", "sklearn", "skl2onnx", "onnx", "PIL", "scipy", "pandas"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import numpy as np, onnxruntime as ort
+feeds = dict(np.load("feeds.npz", allow_pickle=True))
+for number in range(int(sys.argv[1])):
+    session = ort.InferenceSession(f"{number}.onnx", providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    outputs = [output.name for output in session.get_outputs()]
+    rows = [session.run(None, {name: feeds[name][i : i + 1] for name in names}) for i in range(len(feeds[names[0]]))]
+    np.savez(f"{number}.npz", **{name: np.concatenate(values) for name, values in zip(outputs, zip(*rows))})
+"""
+
+
+@pytest.fixture(scope="module")
+def clothes():
+    """200 photos with a table and labels: real ones where they are, else made ones."""
+    import os
+
+    folder = os.environ.get("SKTRANSFER_ASSETS")
+    rng = np.random.default_rng(0)
+    if folder:
+        rows = pd.read_csv(f"{folder}/datasets/clothing/images.csv")
+        rows = rows[rows["label"].isin(["T-Shirt", "Shoes", "Pants", "Longsleeve"])][:200]
+        images = [f"{folder}/datasets/clothing/images/{name}.jpg" for name in rows["image"]]
+        labels = rows["label"].to_numpy(object)
+    else:
+        images, labels = [photo(seed, 90, 120) for seed in range(200)], rng.choice(["a", "b", "c"], 200).astype(object)
+    return pd.DataFrame({
+        "image": images,
+        "price": rng.normal(20, 5, 200),
+        "town": rng.choice(["Köln", "Rom"], 200),
+        "label": labels,
+    })  # fmt: skip
+
+
+def make_shapes():
+    """Pipelines of twelve shapes."""
+    heads = [
+        [linear_model.LogisticRegression(max_iter=500)],
+        [scale(), calibration.CalibratedClassifierCV(svm.SVC(), cv=2)],
+        [scale(), neural_network.MLPClassifier((32,), max_iter=60, random_state=0)],
+        [ensemble.GradientBoostingClassifier(n_estimators=10, random_state=0)],
+        [scale(), decomposition.PCA(16), linear_model.LogisticRegression(max_iter=500)],
+        [feature_selection.SelectKBest(k=40), scale(), svm.LinearSVC()],
+        [TransferLogisticRegression(scaler=scale())],
+        [scale(), ensemble.RandomForestClassifier(50, random_state=0)],
+        [scale(), neighbors.KNeighborsClassifier()],
+        [ensemble.HistGradientBoostingClassifier(max_iter=10, random_state=0)],
+        [preprocessing.Normalizer(), AdaptedClassifier(linear_model.LogisticRegression(C=10, max_iter=500))],
+    ]
+    columns = compose.make_column_transformer(
+        (make_image_block(n_components=16), "image"),
+        (scale(), ["price"]),
+        (preprocessing.OneHotEncoder(), ["town"]),
+    )
+    alone = [make_pipeline(PretrainedFeatureExtractor(), *steps) for steps in heads]
+    return [*alone, make_pipeline(columns, linear_model.LogisticRegression(max_iter=500))]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_pipelines_of_twelve_shapes_agree_in_a_process_without_sktransfer_and_scikit_learn(clothes, tmp_path):
+    shapes, train = make_shapes(), np.arange(200) % 2 == 0
+    X = [clothes["image"].tolist()] * (len(shapes) - 1) + [clothes]
+    for number, (pipeline, rows) in enumerate(zip(shapes, X, strict=True)):
+        some = rows[train] if rows is clothes else clothes["image"][train].tolist()
+        pipeline.fit(some, clothes["label"][train])
+        export_onnx(pipeline, tmp_path / f"{number}.onnx")
+    geometry = sktransfer.load_backbone("default").preprocessing
+    photos = [
+        Image.open(one).convert("RGB") if isinstance(one, str) else Image.fromarray(one) for one in clothes["image"]
+    ]
+    feeds = {"image": np.stack([geometry.resize_and_crop(ImageOps.exif_transpose(one)) for one in photos]),
+             "price": clothes[["price"]].to_numpy(), "town": clothes[["town"]].to_numpy(object),
+             "has_image": np.ones(200, bool)}  # fmt: skip
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    subprocess.run([sys.executable, "-I", "-c", BARE, str(len(shapes))], cwd=tmp_path, check=True)
+    for number, (pipeline, rows) in enumerate(zip(shapes, X, strict=True)):
+        outputs = dict(np.load(tmp_path / f"{number}.npz", allow_pickle=True))
+        assert agree(pipeline, rows, outputs), (number, pipeline)
