@@ -82,6 +82,7 @@ FLOORS = {
     3: {
         "adaptation.chain",
         "adaptation.methods",
+        "export.kernels",
         "network",
         "places",
         "ranking.hscore",

@@ -71,26 +71,25 @@ class Draft:
         onnx.checker.check_model(model)
         return model
 
-    def _list_outputs(self) -> list[tuple[str, int, list[Any], int | None]]:
-        """Name, element type, shape and the only column taken of each output."""
+    def _list_outputs(self) -> list[tuple[str, int, list[Any]]]:
+        """Name, element type and shape of each output."""
         import onnx
 
-        last = self._last()
         n = 1 if any(photos.plan.graph.frozen_batch for photos in self.photos) else "n"
         real = onnx.TensorProto.FLOAT
         if is_classifier(self.pipeline):
             classes = self.pipeline.classes_
             label = onnx.TensorProto.STRING if label_array(classes).dtype.kind == "O" else onnx.TensorProto.INT64
-            outputs: list[tuple[str, int, list[Any], int | None]] = [("label", label, [n], None)]
+            outputs: list[tuple[str, int, list[Any]]] = [("label", label, [n])]
             if hasattr(self.pipeline, "predict_proba"):
-                return [*outputs, ("probabilities", real, [n, len(classes)], None)]
+                return [*outputs, ("probabilities", real, [n, len(classes)])]
             if len(classes) > 2:
-                return [*outputs, ("scores", real, [n, len(classes)], None)]
-            return [*outputs, ("scores", real, [n], 1 if type(last).__name__ in ("SVC", "NuSVC") else None)]
+                return [*outputs, ("scores", real, [n, len(classes)])]
+            return [*outputs, ("scores", real, [n])]
         if not hasattr(self.pipeline, "predict"):
-            return [("features", real, [n, "features"], None)]
-        n_values = _count_values(last)
-        return [("value", real, [n] if n_values == 1 else [n, n_values], None)]
+            return [("features", real, [n, "features"])]
+        n_values = _count_values(self._last())
+        return [("value", real, [n] if n_values == 1 else [n, n_values])]
 
     def _last(self) -> Any:
         last = self.plain

@@ -230,14 +230,11 @@ class Joint:
             absent = self._node("IsNaN", value, output=f"{name}_absent")
         return self._node("Cast", absent, output=f"{name}_flag", to=1)
 
-    def _finish(self, value: Any, name: str, elem_type: int, shape: Sequence[Any], pick: int | None) -> Any:
-        """An output under its final name, of its final type and shape; `pick` is a column of it."""
+    def _finish(self, value: Any, name: str, elem_type: int, shape: Sequence[Any]) -> Any:
+        """An output under its final name, of its final type and shape."""
         import onnx
 
         tensor = value.name
-        if pick is not None:
-            column = self._constant(f"{name}_column", np.array([pick]))
-            tensor = self._node("Gather", tensor, column, output=f"{name}_picked", axis=1)
         if not isinstance(shape[-1], str) or len(shape) == 1:
             dims = self._constant(f"{name}_shape", np.array([-1, *shape[1:]]))
             tensor = self._node("Reshape", tensor, dims, output=f"{name}_shaped")

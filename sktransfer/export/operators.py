@@ -146,6 +146,10 @@ class LinearHead:
         """How many probabilities or scores."""
         return None if self.link == "identity" and len(self.coef) == 1 else len(self.classes)
 
+    def without_labels(self) -> AffineMap:
+        """The scores alone, (n, k) or (n, 1)."""
+        return AffineMap(self.coef, np.broadcast_to(self.intercept, (len(self.coef),)))
+
     def write(self, nodes: Nodes, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Write the nodes."""
         coef = np.asarray(self.coef, np.float64)

@@ -19,10 +19,10 @@ from sklearn.ensemble import (
     VotingClassifier,
 )
 from sklearn.pipeline import Pipeline
-from sklearn.svm import SVC, SVR, NuSVC, NuSVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from sktransfer.export.inverses import InverseTarget
+from sktransfer.export.kernels import KernelClassifier, KernelRegressor
 from sktransfer.export.operators import (
     AffineMap,
     Calibration,
@@ -37,10 +37,13 @@ from sktransfer.export.operators import (
 from sktransfer.export.readers import READ, find_operator, read_calibration
 from sktransfer.extractor import PretrainedFeatureExtractor
 
-_OPERATORS = (AffineMap, Calibration, Embedding, Imputation, Inverse, LinearHead, MeanOfProbabilities, Trees)
+_OPERATORS = (
+    AffineMap, Calibration, Embedding, Imputation, Inverse, KernelClassifier, KernelRegressor, LinearHead,
+    MeanOfProbabilities, Trees,
+)  # fmt: skip
 _FLOAT32 = (  # what scikit-learn computes from float32, and what onnxruntime has in float32 alone
     AdaBoostClassifier, DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreesRegressor,
-    GradientBoostingClassifier, GradientBoostingRegressor, NuSVC, NuSVR, RandomForestRegressor, SVC, SVR,
+    GradientBoostingClassifier, GradientBoostingRegressor, RandomForestRegressor,
 )  # fmt: skip
 
 Parser = Callable[..., Any]
@@ -194,22 +197,16 @@ class _Parsing:
             )
             model = model.steps[-1][1]
         own = find_operator(model)
-        if isinstance(own, LinearHead):
-            weights, offset = own.coef, np.broadcast_to(own.intercept, (len(own.coef),))
-            return self._declare(
-                scope, AffineMap(weights if weights.ndim == 2 else weights[None], offset), inputs
-            ), False
+        if isinstance(own, (LinearHead, KernelClassifier)):
+            return self._declare(scope, own.without_labels(), inputs), False
         from_probabilities = not hasattr(model, "decision_function")
         if not from_probabilities:
-            self._ask_for_scores(scope, model)
+            self.options[id(model)] = {"raw_scores": True}
+            scope.add_options(id(model), self.options[id(model)])
         scores = self.parse(scope, model, inputs, parsers)[1]
         if len(model.classes_) == 2:
             scores = self._slice(scope, scores, [1])
         return [self._cast(scope, scores)], from_probabilities
-
-    def _ask_for_scores(self, scope: Any, model: Any) -> None:
-        self.options[id(model)] = {"raw_scores": True}
-        scope.add_options(id(model), self.options[id(model)])
 
     def parse_inverse(self, scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
         """A regressor, and the way back."""
@@ -230,8 +227,6 @@ class _Parsing:
         from skl2onnx._parse import _parse_sklearn_simple_model
 
         features = self._cast(scope, inputs[0], double=False)
-        if isinstance(model, (SVC, NuSVC)) and len(model.classes_) == 2 and not hasattr(model, "predict_proba"):
-            self._ask_for_scores(scope, model)  # else their sign is the other one
         return _parse_sklearn_simple_model(scope, model, [features], custom_parsers=custom_parsers)
 
     def _cast(self, scope: Any, variable: Any, *, double: bool = True) -> Any:

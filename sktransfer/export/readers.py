@@ -23,8 +23,9 @@ from sklearn.linear_model import (
     RidgeClassifierCV,
     SGDClassifier,
 )
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, SVR, LinearSVC, NuSVC, NuSVR
 
+from sktransfer.export.kernels import read_kernel_machine
 from sktransfer.export.operators import AffineMap, Calibration, Imputation, LinearHead, Link, Operator, Trees
 from sktransfer.export.plain import Affine
 
@@ -41,7 +42,8 @@ _LINEAR: dict[type, Link] = {
 _BOOSTING = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 _FORESTS = (RandomForestClassifier, ExtraTreesClassifier)
 _LINKS: dict[str, Link] = {"IdentityLink": "identity", "LogLink": "exp", "LogitLink": "sigmoid"}
-READ = (Affine, SimpleImputer, *_BOOSTING, *_FORESTS, *_LINEAR)  # what `find_operator` reads
+_MACHINES = (SVC, NuSVC, SVR, NuSVR)
+READ = (Affine, SimpleImputer, *_MACHINES, *_BOOSTING, *_FORESTS, *_LINEAR)  # what `find_operator` reads
 
 
 def find_operator(estimator: Any) -> Operator | None:
@@ -50,6 +52,8 @@ def find_operator(estimator: Any) -> Operator | None:
         return AffineMap(estimator.weights, estimator.offset)
     if isinstance(estimator, SimpleImputer):
         return _read_imputer(estimator)
+    if isinstance(estimator, _MACHINES):
+        return read_kernel_machine(estimator)
     if isinstance(estimator, _BOOSTING):
         return _read_boosting(estimator)
     if isinstance(estimator, _FORESTS):

@@ -36,8 +36,12 @@ def _has_several_labels(classifier: Any) -> bool:
     return isinstance(getattr(classifier, "classes_", None), list) or kind.startswith("multilabel")
 
 
+_SVC_CONDITION = 'decision_function_shape="ovr", break_ties=False and no probabilities of its own (wrap it in CalibratedClassifierCV)'
+
+
 def _scores_each_class(machine: Any) -> bool:
-    return len(machine.classes_) == 2 or machine.decision_function_shape == "ovr"
+    ties = len(machine.classes_) == 2 or (machine.decision_function_shape == "ovr" and not machine.break_ties)
+    return ties and not hasattr(machine, "predict_proba")
 
 
 _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -45,8 +49,8 @@ _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "KNeighborsRegressor": (lambda e: e.weights == "uniform", 'weights="uniform"'),
     "GradientBoostingClassifier": (lambda e: e.init is None or e.init == "zero", "init=None"),
     "GradientBoostingRegressor": (lambda e: e.init is None or e.init == "zero", "init=None"),
-    "SVC": (_scores_each_class, 'decision_function_shape="ovr"'),
-    "NuSVC": (_scores_each_class, 'decision_function_shape="ovr"'),
+    "SVC": (_scores_each_class, _SVC_CONDITION),
+    "NuSVC": (_scores_each_class, _SVC_CONDITION),
     "FunctionTransformer": (lambda e: e.func is None, "func=None"),
     "SGDClassifier": (lambda e: e.loss != "modified_huber", 'another loss than "modified_huber"'),
     "OneHotEncoder": (lambda e: not _has_rare(e), "max_categories=None and min_frequency=None"),
