@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from conftest import encode, photo
+from PIL import ExifTags, Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from sktransfer import PretrainedFeatureExtractor
+from sktransfer.images import decode_content
 
 SCRIPTS = Path(__file__).parent / "web"
 PAGE = Path(__file__).parent.parent / "examples" / "web" / "index.html"
@@ -60,7 +65,9 @@ def export_onnx(pipeline, path, include_resize=True):
     import warnings
 
     warnings.simplefilter("ignore")
-    last = to_onnx(head, np.zeros((1, graph.n_features), np.float32), options=options, target_opset={"": 18, "ai.onnx.ml": 3})
+    last = to_onnx(
+        head, np.zeros((1, graph.n_features), np.float32), options=options, target_opset={"": 18, "ai.onnx.ml": 3}
+    )
     last = onnx.compose.add_prefix(last, "head_", rename_inputs=False, rename_outputs=False)
     last.ir_version = 8
     model = onnx.compose.merge_models(embedding, last, io_map=[("sktransfer_embedding", last.graph.input[0].name)])
@@ -99,7 +106,7 @@ def run_script(node_folder, name, task):
     """What one of our scripts prints, run by Node beside the packages."""
     shutil.copy(SCRIPTS / name, node_folder)
     (node_folder / "task.json").write_text(json.dumps(task))
-    done = subprocess.run(["node", name, "task.json"], cwd=node_folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["node", name, "task.json"], cwd=node_folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -179,18 +186,85 @@ def open_page(node_folder, tmp_path):
     server.server_close()
 
 
-@pytest.mark.slow
-@needs_node
-@needs_chromium
-def test_the_page_shows_what_python_gives(files, open_page, tmp_path):
-    pictures = [photo(seed, *size) for seed, size in enumerate([(60, 45), (300, 400), (90, 500), (20, 30)])]
+def browser_test(function):
+    return pytest.mark.slow(needs_node(needs_chromium(function)))
+
+
+@browser_test
+def test_the_page_shows_what_python_gives_for_every_file_dropped_on_it(files, open_page, tmp_path):
+    pictures = [photo(seed, *size) for seed, size in enumerate([(60, 45), (300, 400), (90, 500)])]
     paths = [tmp_path / f"photo{index}.png" for index in range(len(pictures))]
     for path, pixels in zip(paths, pictures, strict=True):
         path.write_bytes(encode(pixels))
+    models = [files / f"{name}.onnx" for name in HEADS]
+    answer = open_page(None, *(path for model in models for path in (model, *paths)))
+    shown = iter(answer["shown"][1:])
+    for model in models:
+        assert next(shown)["status"] == "Ready."
+        for pixels in pictures:
+            assert_rows(next(shown)["rows"], run_python(model, {"image": pixels[None]}))
+
+
+def assert_rows(rows, expected):
+    """What the page shows of one photo is what Python gives, the likeliest class first."""
+    assert rows[0][0] == expected["label"][0]
+    probabilities = dict(rows)
+    np.testing.assert_allclose([probabilities[name] for name in CLASSES], expected["probabilities"][0], atol=1e-4)
+
+
+@browser_test
+def test_the_page_turns_photos_upright_and_puts_transparency_over_white(files, open_page, tmp_path):
+    pixels = photo(0, 64, 96)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter clockwise
+    (tmp_path / "turned.jpg").write_bytes(encode(pixels, "JPEG", quality=95, exif=exif))
+    (tmp_path / "veiled.png").write_bytes(encode(np.dstack([pixels, photo(1, 64, 96)[..., 0]])))
+    paths = [tmp_path / "turned.jpg", tmp_path / "veiled.png"]
     answer = open_page(files / "logistic.onnx", *paths)
     assert answer["trouble"] == []
-    for pixels, shown in zip(pictures, answer["shown"][1:], strict=True):
-        expected = run_python(files / "logistic.onnx", {"image": pixels[None]})
-        assert shown["rows"][0][0] == expected["label"][0]
-        probabilities = dict(shown["rows"])
-        np.testing.assert_allclose([probabilities[name] for name in CLASSES], expected["probabilities"][0], atol=1e-4)
+    for path, shown in zip(paths, answer["shown"][1:], strict=True):
+        upright = np.asarray(decode_content(path.read_bytes(), None))
+        assert_rows(shown["rows"], run_python(files / "logistic.onnx", {"image": upright[None]}))
+
+
+def write_model(path, inputs, metadata):
+    """A file whose value is the mean of the pixels, times `has_image`."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 18]>
+        mean (uint8[n, h, w, 3] image, {inputs}) => (float[n] value) {{
+          axes = Constant <value_ints = [1, 2, 3]> ()
+          pixels = Cast <to = 1> (image)
+          mean = ReduceMean <keepdims = 0> (pixels, axes)
+          there = Cast <to = 1> (has_image)
+          value = Mul (mean, there)
+        }}""")
+    onnx.helper.set_model_props(model, metadata and {"other": "é" * 200, "sktransfer": json.dumps(metadata)})
+    onnx.save(model, path)
+    return path
+
+
+@browser_test
+def test_the_page_says_why_it_cannot_take_a_file(open_page, tmp_path):
+    whole, pixels = {"inputs": {"image": {"resize_included": True}}}, {"inputs": {"image": {"resize_included": False}}}
+    (tmp_path / "photo.png").write_bytes(encode(np.full((5, 7, 3), 100, np.uint8)))
+    (tmp_path / "notes.txt").write_text("no photo")
+    dropped = {
+        tmp_path / "photo.png": "There is no model yet.",
+        write_model(tmp_path / "other.onnx", "bool[n] has_image", {}): "This file was not written by sktransfer.",
+        write_model(tmp_path / "fixed.onnx", "bool[n] has_image", pixels): "Export the model with include_resize=True.",
+        write_model(tmp_path / "table.onnx", "bool[n] has_image, float[n, 1] age, string[n, 1] town", whole): (
+            "This page has photos only, and the model wants age, town as well."
+        ),
+        write_model(tmp_path / "mean.onnx", "bool[n] has_image", whole): "Ready.",
+        tmp_path / "notes.txt": "notes.txt is not a photo.",
+    }
+    shown = open_page(None, *dropped, tmp_path / "photo.png")["shown"]
+    assert shown[0]["status"] == "There is no model.onnx beside this page. Choose one below."
+    assert [one["status"] for one in shown[1:-1]] == list(dropped.values())
+    assert shown[-1]["rows"] == [["100.000", None]]
+
+
+def test_the_page_is_short_and_knows_no_other_host():
+    text = PAGE.read_text("utf-8")
+    assert len(text.splitlines()) < 150
+    assert "//" not in re.sub(r"^.*;  // .*$|^ *// .*$", "", text, flags=re.MULTILINE)
