@@ -71,6 +71,14 @@ def test_ties_that_round_the_other_way_are_below_a_hundredth():
     assert apart.max() == 1
 
 
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (3, 9000), (9000, 3)])
+def test_of_a_strip_only_the_middle_is_resized(size):
+    # The whole of the first would be 256 x 1,024,000 pixels.
+    for resample, levels in MAX_LEVELS.items():
+        preprocessing = Preprocessing(crop=(224, 224), resize=256, resample=resample)
+        assert levels_apart(preprocessing, noise(*size)).max() <= levels
+
+
 def test_a_pillow_that_always_goes_across_first_is_followed(monkeypatch):
     monkeypatch.setattr(sktransfer.geometry, "_goes_down_first", lambda: False)
     image = Image.fromarray(noise(300, 100))
