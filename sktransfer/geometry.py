@@ -145,9 +145,9 @@ def build_geometry_model(preprocessing: Preprocessing, opset: int = MIN_OPSET, i
     From `INPUT_NAME`, uint8 (n, height, width, 3) of any height and width, to `OUTPUT_NAME`, uint8 (n, crop height,
     crop width, 3). Every name of the graph begins with "sktransfer".
 
-    On onnxruntime's CPU and WebAssembly kernels "nearest" gives Pillow's pixels. "bilinear" is at most one level away
-    and "bicubic" two, in one or two thousandths of the values, or some hundredths where the sizes put many of them
-    halfway between two levels.
+    On onnxruntime's CPU and WebAssembly kernels "nearest" gives Pillow's pixels. With "bilinear" and "bicubic" values
+    are at most two levels away, those of photos one: about one in a thousand, and one in a hundred where the sizes put
+    many of them halfway between two levels (640 x 480 to 256).
 
     Parameters
     ----------

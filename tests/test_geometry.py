@@ -13,7 +13,7 @@ import sktransfer.geometry
 from sktransfer import Preprocessing
 from sktransfer.geometry import INPUT_NAME, OUTPUT_NAME, build_geometry_model
 
-MAX_LEVELS = {"nearest": 0, "bilinear": 1, "bicubic": 2}  # between a pixel and Pillow's
+MAX_LEVELS = {"nearest": 0, "bilinear": 2, "bicubic": 2}  # between a value and Pillow's
 RESIZES = st.one_of(st.none(), st.integers(1, 150), st.tuples(st.integers(1, 150), st.integers(1, 150)))
 
 

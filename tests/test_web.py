@@ -25,7 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from sktransfer import PretrainedFeatureExtractor
+from sktransfer import Preprocessing, PretrainedFeatureExtractor
+from sktransfer.geometry import INPUT_NAME, OUTPUT_NAME, build_geometry_model
 from sktransfer.images import decode_content
 
 SCRIPTS = Path(__file__).parent / "web"
@@ -52,7 +53,6 @@ def export_onnx(pipeline, path, include_resize=True):
     from skl2onnx import to_onnx
 
     from sktransfer.backbones import load_backbone
-    from sktransfer.geometry import INPUT_NAME, OUTPUT_NAME, build_geometry_model
     from sktransfer.graph import INPUT_NAME as PIXELS
     from sktransfer.graph import plan_graph
 
@@ -146,15 +146,33 @@ def test_a_process_without_sktransfer_and_scikit_learn_runs_the_file(files, tmp_
     assert_same(answer, run_python(files / f"{name}.onnx", feeds))
 
 
+def run_node(node_folder, library, paths, feeds):
+    """The outputs of each file, run in Node by onnxruntime-node (native) or onnxruntime-web (WebAssembly)."""
+    inputs = {name: as_json(feed) for name, feed in feeds.items()}
+    task = {"library": library, "cases": [{"model": str(path), "feeds": inputs} for path in paths]}
+    return run_script(node_folder, "run_node.cjs", task)
+
+
 @pytest.mark.slow
 @needs_node
-def test_node_gives_what_python_gives(files, node_folder):
+@pytest.mark.parametrize("library", ["onnxruntime-node", "onnxruntime-web"])
+def test_node_gives_what_python_gives(files, node_folder, library):
     feeds = {"image": np.stack([photo(seed, 60, 45) for seed in range(20)])}
     paths = [files / f"{name}.onnx" for name in HEADS]
-    task = [{"model": str(path), "feeds": {name: as_json(feed) for name, feed in feeds.items()}} for path in paths]
-    answers = run_script(node_folder, "run_node.cjs", task)
-    for path, answer in zip(paths, answers, strict=True):
+    for path, answer in zip(paths, run_node(node_folder, library, paths, feeds), strict=True):
         assert_same(answer, run_python(path, feeds))
+
+
+@pytest.mark.slow
+@needs_node
+@pytest.mark.parametrize("library", ["onnxruntime-node", "onnxruntime-web"])
+def test_node_resizes_to_the_same_pixels_as_python(node_folder, library, tmp_path):
+    feeds = {INPUT_NAME: np.random.default_rng(0).integers(0, 256, (2, 300, 91, 3), dtype=np.uint8)}
+    paths = [tmp_path / f"{resample}.onnx" for resample in ("bilinear", "bicubic", "nearest")]
+    for path in paths:
+        onnx.save(build_geometry_model(Preprocessing(crop=(40, 60), resize=50, resample=path.stem)), path)
+    for path, answer in zip(paths, run_node(node_folder, library, paths, feeds), strict=True):
+        assert answer[OUTPUT_NAME] == run_python(path, feeds)[OUTPUT_NAME].ravel().tolist()
 
 
 @pytest.fixture
