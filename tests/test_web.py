@@ -32,7 +32,7 @@ from sktransfer.images import decode_content
 SCRIPTS = Path(__file__).parent / "web"
 PAGE = Path(__file__).parent.parent / "examples" / "web" / "index.html"
 PACKAGES = ["onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0", "playwright-core@1.65.1"]
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLASSES = np.array(["cat", "dog", "été"])
 HEADS = {
     "logistic": LogisticRegression(),
