@@ -49,11 +49,11 @@ _BOTH_SIDES = """
 
 # Half to even: preprocessing.py, _crop_start.
 _WINDOW = """
-  half = Constant <value_float = 0.5> ()
+  half = Constant <value = double {0.5}> ()
   surplus = Sub (new_size, crop)
   excess = Max (surplus, zero)
-  excess_float = Cast <to = 1> (excess)
-  middle = Mul (excess_float, half)
+  excess_double = Cast <to = 11> (excess)
+  middle = Mul (excess_double, half)
   even_middle = Round (middle)
   start = Cast <to = 7> (even_middle)
   end = Add (start, crop)"""
@@ -107,7 +107,6 @@ _NEAREST = """
   size_double = Cast <to = 11> (size)
   new_size_double = Cast <to = 11> (new_size)
   step = Div (size_double, new_size_double)
-  half_a_step = Constant <value = double {0.5}> ()
   one = Constant <value_ints = [1]> ()
   last = Constant <value_ints = [9223372036854775807]> ()
   step_down, step_across = Split <num_outputs = 2> (step)
@@ -120,7 +119,7 @@ _NEAREST = """
 _NEAREST_AXIS = """
   steps_{way} = Expand (step_{way}, n_{way})
   further_{way} = Slice (steps_{way}, one, last)
-  first_{way} = Mul (step_{way}, half_a_step)
+  first_{way} = Mul (step_{way}, half)
   parts_{way} = Concat <axis = 0> (first_{way}, further_{way})
   centre_{way} = CumSum (parts_{way}, zero)
   kept_{way} = Slice (centre_{way}, start_{way}, end_{way})
