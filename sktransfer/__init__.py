@@ -16,6 +16,7 @@ from sktransfer.exceptions import (
     MissingExtraError,
     SktransferError,
 )
+from sktransfer.export import export_onnx
 from sktransfer.extraction import extract
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.image_block import make_image_block
@@ -51,6 +52,7 @@ __all__ = [
     "check_images",
     "clear_cache",
     "duplicate_groups",
+    "export_onnx",
     "extract",
     "h_score",
     "leep_score",

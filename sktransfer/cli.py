@@ -197,6 +197,48 @@ def rank(
     )
 
 
+@app.command()
+def export(
+    pipeline: Annotated[Path, typer.Argument(help="A fitted pipeline: .skops, or with --trusted .joblib.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file.")],
+    check: Annotated[
+        Path | None, typer.Option(help="A folder of images or a table to compare file and pipeline on.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="The column of images of that table, if X is no table.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="The largest difference that is accepted.")] = 1e-5,
+    include_resize: Annotated[bool, typer.Option("--include-resize", help="Take photos of any size.")] = False,
+    trusted: Annotated[bool, typer.Option("--trusted", help="Load files that can run code.")] = False,
+) -> None:
+    """Write a fitted pipeline, network and head, to one ONNX file that needs onnxruntime and nothing else."""
+    from sktransfer import export_command
+
+    export_command.export(
+        pipeline, output, check, column, tolerance, typer.echo, include_resize=include_resize, trusted=trusted
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="An .onnx file that sktransfer exported.")],
+    sources: Annotated[list[Path], typer.Argument(help="Photos, folders of them, or a table.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .csv, .parquet, .feather or .npz file; else stdout.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="The table's column of images, if it is not the input's.")] = None,
+    root: Root = None,
+    every_class: Annotated[bool, typer.Option("--every-class", help="A column for each class.")] = False,
+    jobs: Jobs = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Predict photos or the rows of a table with an exported file; exits with 1 if a row could not be predicted."""
+    from sktransfer import export_command
+
+    failed = export_command.predict(
+        model, sources, output, column, root, jobs, typer.echo, every_class=every_class, progress=not quiet
+    )
+    raise typer.Exit(1 if failed else 0)
+
+
 def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}. Got {value!r} instead.")

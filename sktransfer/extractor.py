@@ -195,6 +195,10 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         options = self._make_options()
         references = self._list_references(X, reset=False)
+        return extract_references(references, self._fitted_plan(), options, stacklevel=4)[0]
+
+    def _fitted_plan(self):
+        """The plan of `fit`; refuses another graph behind the same parameters."""
         plan = self._plan()
         if plan.graph.digest != self.graph_digest_:
             raise BackboneError(
@@ -202,7 +206,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"Got {plan.backbone.name} (graph {plan.graph.digest[:12]}) instead: the file, layer, pooling, "
                 "preprocessing or precision changed; bring the former back or fit again."
             )
-        return extract_references(references, plan, options, stacklevel=4)[0]
+        return plan
 
     def get_feature_names_out(self, input_features=None):
         """Names of the features: ``<backbone>_<i>``, or ``<column>_<backbone>_<i>`` for several columns of images.
