@@ -15,17 +15,23 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime
+import pandas as pd
 import pytest
 from conftest import encode, photo
 from PIL import ExifTags, Image
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.ensemble import GradientBoostingClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.feature_selection import SelectKBest, VarianceThreshold
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.svm import SVC, LinearSVC
 
-from sktransfer import Preprocessing, PretrainedFeatureExtractor
+from sktransfer import Preprocessing, PretrainedFeatureExtractor, TransferLogisticRegression, export_onnx
 from sktransfer.geometry import INPUT_NAME, OUTPUT_NAME, build_geometry_model
 from sktransfer.images import decode_content
 
@@ -33,64 +39,139 @@ SCRIPTS = Path(__file__).parent / "web"
 PAGE = Path(__file__).parent.parent / "examples" / "web" / "index.html"
 PACKAGES = ["onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0", "playwright-core@1.65.1"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CLASSES = np.array(["cat", "dog", "été"])
-HEADS = {
-    "logistic": LogisticRegression(),
-    "calibrated": CalibratedClassifierCV(SVC(), ensemble=False),
-    "trees": GradientBoostingClassifier(n_estimators=5, random_state=0),
-}
-TYPES = {"float32": "float32", "float64": "float64", "int64": "int64", "uint8": "uint8", "bool": "bool"}
+TYPES = {"float32", "float64", "int64", "uint8", "bool"}
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute `prob._` was deprecated:FutureWarning"),
+]
 needs_node = pytest.mark.skipif(not shutil.which("npm"), reason="Node.js and npm are not installed")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+libraries = pytest.mark.parametrize("library", ["onnxruntime-node", "onnxruntime-web"])
+
+N_FITTED, N_PHOTOS = 60, 200
+HEADS = {
+    "logistic": [StandardScaler(), LogisticRegression()],
+    "calibrated": [CalibratedClassifierCV(SVC(), ensemble=False)],
+    "perceptron": [StandardScaler(), MLPClassifier((8,), max_iter=20, random_state=0)],
+    "trees": [GradientBoostingClassifier(n_estimators=5, random_state=0)],
+    "components": [PCA(8, random_state=0), LogisticRegression()],
+    "selected": [VarianceThreshold(), SelectKBest(k=20), LogisticRegression()],
+    "ours": [TransferLogisticRegression()],
+    "missing": [SimpleImputer(), LogisticRegression()],
+    "scores": [LinearSVC()],
+    "value": [Ridge()],
+    "features": [StandardScaler()],
+}
+CLASSIFIERS = [name for name in HEADS if name not in ("scores", "value", "features")]
 
 
-def export_onnx(pipeline, path, include_resize=True):
-    # STAND-IN until sktransfer.export_onnx is there
-    import onnx
-    import onnx.compose
-    import onnx.version_converter
-    from skl2onnx import to_onnx
+def make_table(n_rows):
+    """Photos, a number and a text of each row, and the class that it has."""
+    rng = np.random.default_rng(0)
+    pixels = [photo(seed, 60, 45) for seed in range(n_rows)]
+    table = {"photo": pixels, "age": rng.normal(size=n_rows), "town": rng.choice(["Oslo", "Łódź"], n_rows)}
+    return pd.DataFrame(table), np.array(["cat", "dog", "été"])[np.arange(n_rows) % 3]
 
-    from sktransfer.backbones import load_backbone
-    from sktransfer.graph import INPUT_NAME as PIXELS
-    from sktransfer.graph import plan_graph
 
-    extractor, head = pipeline[0], pipeline[1:]
-    backbone = load_backbone(extractor.backbone)
-    graph = plan_graph(backbone.path, backbone.digest, backbone.preprocessing)
-    embedding = onnx.version_converter.convert_version(graph.build_model(), 18)
-    embedding.ir_version = 8
-    options = {id(head[-1]): {"zipmap": False}}
-    import warnings
-
-    warnings.simplefilter("ignore")
-    last = to_onnx(
-        head, np.zeros((1, graph.n_features), np.float32), options=options, target_opset={"": 18, "ai.onnx.ml": 3}
-    )
-    last = onnx.compose.add_prefix(last, "head_", rename_inputs=False, rename_outputs=False)
-    last.ir_version = 8
-    model = onnx.compose.merge_models(embedding, last, io_map=[("sktransfer_embedding", last.graph.input[0].name)])
-    before = build_geometry_model(backbone.preprocessing)
-    model = onnx.compose.merge_models(before, model, io_map=[(OUTPUT_NAME, PIXELS)])
-    for node in model.graph.node:
-        node.input[:] = ["image" if name == INPUT_NAME else name for name in node.input]
-    model.graph.input[0].name = "image"
-    metadata = {"inputs": {"image": {"resize_included": True}}, "classes": pipeline.classes_.tolist()}
-    onnx.helper.set_model_props(model, {"sktransfer": json.dumps(metadata)})
-    onnx.save(model, path)
+def build_pipeline(name, cache_dir):
+    policy = "nan" if name == "missing" else "error"
+    extractor = PretrainedFeatureExtractor(n_jobs=1, cache_dir=cache_dir, missing_images=policy)
+    if name != "table":
+        return make_pipeline(extractor, *HEADS[name])
+    columns = [("photos", extractor, ["photo"]), ("towns", OneHotEncoder(), ["town"]), ("age", "passthrough", ["age"])]
+    return make_pipeline(ColumnTransformer(columns), LogisticRegression())
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Pipelines of several shapes, each exported with the resize in the file."""
+def fitted(tmp_path_factory):
+    """A pipeline by its name, fitted."""
+    cache_dir = tmp_path_factory.mktemp("cache")
+    table, classes = make_table(N_FITTED)
+
+    @functools.cache
+    def fit(name):
+        X = table if name == "table" else list(table["photo"])
+        y = {"value": table["age"], "missing": np.arange(N_FITTED) % 3}.get(name, classes)
+        return build_pipeline(name, cache_dir).fit(X, y)
+
+    return fit
+
+
+@pytest.fixture(scope="module")
+def exported(fitted, tmp_path_factory):
+    """The file of a pipeline by its name, with or without the resize in it."""
     folder = tmp_path_factory.mktemp("exported")
-    pixels, y = np.stack([photo(seed) for seed in range(30)]), CLASSES[np.arange(30) % 3]
-    for name, head in HEADS.items():
-        extractor = PretrainedFeatureExtractor(n_jobs=1, cache_dir=None)
-        pipeline = make_pipeline(extractor, StandardScaler(), head).fit(pixels, y)
-        export_onnx(pipeline, folder / f"{name}.onnx", include_resize=True)
-    return folder
+
+    @functools.cache
+    def export(name, include_resize=True):
+        path = folder / f"{name}_{include_resize}.onnx"
+        return export_onnx(fitted(name), path, include_resize=include_resize).path
+
+    return export
+
+
+def make_feeds(name, n_rows, crop=lambda pixels: pixels):
+    """What the file of a pipeline takes of `make_table`; every third photo is missing where one may be."""
+    table, _ = make_table(n_rows)
+    pixels = np.stack([crop(pixels) for pixels in table["photo"]])
+    if name == "table":
+        return {"photo": pixels, **{column: table[[column]].to_numpy() for column in ("age", "town")}}
+    return {"image": pixels, **({"has_image": np.arange(n_rows) % 3 > 0} if name == "missing" else {})}
+
+
+def run_python(path, feeds):
+    """The outputs of a file by their names; `feeds` may hold more than it takes."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    taken = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, taken), strict=True))
+
+
+def assert_same(answer, expected, tolerance):
+    """The labels are identical, and the other outputs within `tolerance`."""
+    assert answer.keys() == expected.keys()
+    for name, values in expected.items():
+        if name == "label":
+            assert list(answer[name]) == values.tolist()
+        else:
+            np.testing.assert_allclose(np.reshape(answer[name], values.shape), values, atol=tolerance)
+
+
+BARE = """
+import json, sys
+for name in ("sktransfer", "sklearn", "skl2onnx", "onnx", "PIL", "pandas", "scipy"):
+    sys.modules[name] = None  # an import of it fails
+import numpy, onnxruntime
+feeds = {name: values.astype(object) if values.dtype.kind == "U" else values
+         for name, values in numpy.load(sys.argv[1]).items()}
+for path in sys.argv[2:]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    outputs = session.run(names, {entry.name: feeds[entry.name] for entry in session.get_inputs()})
+    print(json.dumps({name: output.tolist() for name, output in zip(names, outputs)}))
+"""
+
+
+def test_a_process_without_sktransfer_and_scikit_learn_predicts_what_the_pipelines_predict(exported, fitted, tmp_path):
+    names = [*CLASSIFIERS, "table"]
+    crop = fitted("logistic")[0]._fitted_plan().graph.preprocessing.resize_and_crop
+    feeds = {}
+    for name in ("missing", "table"):
+        feeds |= make_feeds(name, N_PHOTOS, lambda pixels: crop(Image.fromarray(pixels)))
+    np.savez(tmp_path / "feeds.npz", **feeds | {"town": feeds["town"].astype(str)})
+    paths = [exported(name, include_resize=False) for name in names]
+    command = [sys.executable, "-I", "-c", BARE, tmp_path / "feeds.npz", *paths]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    for name, line in zip(names, lines, strict=True):
+        assert_same(json.loads(line), predict(fitted(name), name), 1e-5)
+
+
+def predict(pipeline, name):
+    """What a pipeline says of `make_table`, in the words of its file."""
+    table, _ = make_table(N_PHOTOS)
+    photos = [None if name == "missing" and row % 3 == 0 else pixels for row, pixels in enumerate(table["photo"])]
+    X = table if name == "table" else photos
+    return {"label": pipeline.predict(X), "probabilities": pipeline.predict_proba(X)}
 
 
 @pytest.fixture(scope="session")
@@ -111,67 +192,37 @@ def run_script(node_folder, name, task):
     return json.loads(done.stdout)
 
 
-def run_python(path, feeds):
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
-
-
 def as_json(array):
-    return {"type": TYPES.get(array.dtype.name, "string"), "dims": array.shape, "data": array.ravel().tolist()}
+    element = array.dtype.name if array.dtype.name in TYPES else "string"
+    return {"type": element, "dims": array.shape, "data": array.ravel().tolist()}
 
 
-def assert_same(answer, expected):
-    assert list(answer["label"]) == expected["label"].tolist()
-    probabilities = np.reshape(answer["probabilities"], expected["probabilities"].shape)
-    np.testing.assert_allclose(probabilities, expected["probabilities"], atol=1e-4)
-
-
-BARE = """
-import sys
-for name in ("sktransfer", "sklearn", "skl2onnx", "onnx", "PIL"):
-    sys.modules[name] = None  # an import of it fails
-import json, numpy, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-outputs = session.run(["label", "probabilities"], dict(numpy.load(sys.argv[2])))
-print(json.dumps({"label": outputs[0].tolist(), "probabilities": outputs[1].tolist()}))
-"""
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_a_process_without_sktransfer_and_scikit_learn_runs_the_file(files, tmp_path, name):
-    feeds = {"image": np.stack([photo(seed, 60, 45) for seed in range(20)])}
-    np.savez(tmp_path / "feeds.npz", **feeds)
-    command = [sys.executable, "-I", "-c", BARE, str(files / f"{name}.onnx"), str(tmp_path / "feeds.npz")]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert_same(answer, run_python(files / f"{name}.onnx", feeds))
-
-
-def run_node(node_folder, library, paths, feeds):
-    """The outputs of each file, run in Node by onnxruntime-node (native) or onnxruntime-web (WebAssembly)."""
-    inputs = {name: as_json(feed) for name, feed in feeds.items()}
-    task = {"library": library, "cases": [{"model": str(path), "feeds": inputs} for path in paths]}
-    return run_script(node_folder, "run_node.cjs", task)
+def run_node(node_folder, library, cases):
+    """The outputs of files, run in Node by onnxruntime-node (native) or onnxruntime-web (WebAssembly)."""
+    asked = [
+        {"model": str(path), "feeds": {name: as_json(feed) for name, feed in feeds.items()}} for path, feeds in cases
+    ]
+    return run_script(node_folder, "run_node.cjs", {"library": library, "cases": asked})
 
 
 @pytest.mark.slow
 @needs_node
-@pytest.mark.parametrize("library", ["onnxruntime-node", "onnxruntime-web"])
-def test_node_gives_what_python_gives(files, node_folder, library):
-    feeds = {"image": np.stack([photo(seed, 60, 45) for seed in range(20)])}
-    paths = [files / f"{name}.onnx" for name in HEADS]
-    for path, answer in zip(paths, run_node(node_folder, library, paths, feeds), strict=True):
-        assert_same(answer, run_python(path, feeds))
+@libraries
+def test_node_gives_what_python_gives(exported, node_folder, library):
+    cases = [(exported(name), make_feeds(name, 20)) for name in [*HEADS, "table"]]
+    for (path, feeds), answer in zip(cases, run_node(node_folder, library, cases), strict=True):
+        assert_same(answer, run_python(path, feeds), 1e-4)
 
 
 @pytest.mark.slow
 @needs_node
-@pytest.mark.parametrize("library", ["onnxruntime-node", "onnxruntime-web"])
+@libraries
 def test_node_resizes_to_the_same_pixels_as_python(node_folder, library, tmp_path):
-    feeds = {INPUT_NAME: np.random.default_rng(0).integers(0, 256, (2, 300, 91, 3), dtype=np.uint8)}
-    paths = [tmp_path / f"{resample}.onnx" for resample in ("bilinear", "bicubic", "nearest")]
-    for path in paths:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 300, 91, 3), dtype=np.uint8)
+    cases = [(tmp_path / f"{resample}.onnx", {INPUT_NAME: pixels}) for resample in ("bilinear", "bicubic", "nearest")]
+    for path, _ in cases:
         onnx.save(build_geometry_model(Preprocessing(crop=(40, 60), resize=50, resample=path.stem)), path)
-    for path, answer in zip(paths, run_node(node_folder, library, paths, feeds), strict=True):
+    for (path, feeds), answer in zip(cases, run_node(node_folder, library, cases), strict=True):
         assert answer[OUTPUT_NAME] == run_python(path, feeds)[OUTPUT_NAME].ravel().tolist()
 
 
@@ -209,77 +260,69 @@ def browser_test(function):
 
 
 @browser_test
-def test_the_page_shows_what_python_gives_for_every_file_dropped_on_it(files, open_page, tmp_path):
-    pictures = [photo(seed, *size) for seed, size in enumerate([(60, 45), (300, 400), (90, 500)])]
-    paths = [tmp_path / f"photo{index}.png" for index in range(len(pictures))]
-    for path, pixels in zip(paths, pictures, strict=True):
+def test_the_page_shows_what_python_gives_for_every_file_dropped_on_it(exported, open_page, tmp_path):
+    pictures = {tmp_path / f"{size}.png": photo(size, size, 400 - size) for size in (20, 190, 350)}
+    for path, pixels in pictures.items():
         path.write_bytes(encode(pixels))
-    models = [files / f"{name}.onnx" for name in HEADS]
-    answer = open_page(None, *(path for model in models for path in (model, *paths)))
+    models = [exported(name) for name in ("calibrated", "trees", "missing", "scores", "value")]
+    answer = open_page(None, *(path for model in models for path in (model, *pictures)))
     shown = iter(answer["shown"][1:])
     for model in models:
         assert next(shown)["status"] == "Ready."
-        for pixels in pictures:
-            assert_rows(next(shown)["rows"], run_python(model, {"image": pixels[None]}))
+        for pixels in pictures.values():
+            assert_rows(next(shown)["rows"], model, pixels)
 
 
-def assert_rows(rows, expected):
+def assert_rows(rows, model, pixels):
     """What the page shows of one photo is what Python gives, the likeliest class first."""
-    assert rows[0][0] == expected["label"][0]
-    probabilities = dict(rows)
-    np.testing.assert_allclose([probabilities[name] for name in CLASSES], expected["probabilities"][0], atol=1e-4)
+    outputs = run_python(model, {"image": pixels[None], "has_image": np.array([True])})
+    first = rows[0][0]
+    if "value" in outputs:
+        assert float(first) == pytest.approx(outputs["value"][0], abs=1e-4)
+    else:
+        assert first == str(outputs["label"][0])
+    if "probabilities" in outputs:
+        probabilities = [dict(rows)[str(name)] for name in read_classes(model)]
+        np.testing.assert_allclose(probabilities, outputs["probabilities"][0], atol=1e-4)
+
+
+def read_classes(model):
+    """The classes that a file states."""
+    entries = onnx.load(model).metadata_props
+    return next(json.loads(entry.value)["classes"] for entry in entries if entry.key == "sktransfer")
 
 
 @browser_test
-def test_the_page_turns_photos_upright_and_puts_transparency_over_white(files, open_page, tmp_path):
+def test_the_page_turns_photos_upright_and_puts_transparency_over_white(exported, open_page, tmp_path):
     pixels = photo(0, 64, 96)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter clockwise
     (tmp_path / "turned.jpg").write_bytes(encode(pixels, "JPEG", quality=95, exif=exif))
     (tmp_path / "veiled.png").write_bytes(encode(np.dstack([pixels, photo(1, 64, 96)[..., 0]])))
     paths = [tmp_path / "turned.jpg", tmp_path / "veiled.png"]
-    answer = open_page(files / "logistic.onnx", *paths)
+    answer = open_page(exported("logistic"), *paths)
     assert answer["trouble"] == []
     for path, shown in zip(paths, answer["shown"][1:], strict=True):
-        upright = np.asarray(decode_content(path.read_bytes(), None))
-        assert_rows(shown["rows"], run_python(files / "logistic.onnx", {"image": upright[None]}))
-
-
-def write_model(path, inputs, metadata):
-    """A file whose value is the mean of the pixels, times `has_image`."""
-    model = onnx.parser.parse_model(f"""
-        <ir_version: 8, opset_import: ["": 18]>
-        mean (uint8[n, h, w, 3] image, {inputs}) => (float[n] value) {{
-          axes = Constant <value_ints = [1, 2, 3]> ()
-          pixels = Cast <to = 1> (image)
-          mean = ReduceMean <keepdims = 0> (pixels, axes)
-          there = Cast <to = 1> (has_image)
-          value = Mul (mean, there)
-        }}""")
-    onnx.helper.set_model_props(model, metadata and {"other": "é" * 200, "sktransfer": json.dumps(metadata)})
-    onnx.save(model, path)
-    return path
+        assert_rows(shown["rows"], exported("logistic"), np.asarray(decode_content(path.read_bytes(), None)))
 
 
 @browser_test
-def test_the_page_says_why_it_cannot_take_a_file(open_page, tmp_path):
-    whole, pixels = {"inputs": {"image": {"resize_included": True}}}, {"inputs": {"image": {"resize_included": False}}}
-    (tmp_path / "photo.png").write_bytes(encode(np.full((5, 7, 3), 100, np.uint8)))
+def test_the_page_says_why_it_cannot_take_a_file(exported, open_page, tmp_path):
+    (tmp_path / "photo.png").write_bytes(encode(photo(0)))
     (tmp_path / "notes.txt").write_text("no photo")
+    onnx.save(build_geometry_model(Preprocessing(crop=(8, 8))), tmp_path / "other.onnx")
     dropped = {
         tmp_path / "photo.png": "There is no model yet.",
-        write_model(tmp_path / "other.onnx", "bool[n] has_image", {}): "This file was not written by sktransfer.",
-        write_model(tmp_path / "fixed.onnx", "bool[n] has_image", pixels): "Export the model with include_resize=True.",
-        write_model(tmp_path / "table.onnx", "bool[n] has_image, float[n, 1] age, string[n, 1] town", whole): (
-            "This page has photos only, and the model wants age, town as well."
-        ),
-        write_model(tmp_path / "mean.onnx", "bool[n] has_image", whole): "Ready.",
+        tmp_path / "other.onnx": "This file was not written by sktransfer.",
+        exported("logistic", include_resize=False): "Export the model with include_resize=True.",
+        exported("table"): "This page has one photo, and the model wants age, town as well.",
+        exported("features"): "This model gives features and predicts nothing.",
+        exported("logistic"): "Ready.",
         tmp_path / "notes.txt": "notes.txt is not a photo.",
     }
-    shown = open_page(None, *dropped, tmp_path / "photo.png")["shown"]
+    shown = open_page(None, *dropped)["shown"]
     assert shown[0]["status"] == "There is no model.onnx beside this page. Choose one below."
-    assert [one["status"] for one in shown[1:-1]] == list(dropped.values())
-    assert shown[-1]["rows"] == [["100.000", None]]
+    assert [one["status"] for one in shown[1:]] == list(dropped.values())
 
 
 def test_the_page_is_short_and_knows_no_other_host():
