@@ -112,6 +112,6 @@ def _find_of_categories(categories: Any, index: int) -> Kind:
         return "text"
     shown = [value for value in categories.tolist() if not isinstance(value, str)][:1] or categories[:1].tolist()
     raise ValueError(
-        f"Categories must be texts or whole numbers. Got {shown[0]!r} in column {index} of an encoder instead; replace "
-        "empty cells by a text before the pipeline."
+        f"Categories of a column must be texts, or whole numbers of an integer dtype. Got {shown[0]!r} in column "
+        f"{index} of an encoder instead; encode texts and numbers in steps of their own, without empty cells."
     )

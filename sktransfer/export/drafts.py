@@ -55,7 +55,9 @@ class Draft:
         opset = choose_opset(self.photos)
         columns = [(f"column_{i}", str(kind or "number")) for i, kind in enumerate(self.kinds)]
         try:
-            head = convert_head(self.plain, columns, self.extractors, min(opset, HEAD_OPSET))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of attributes that skl2onnx reads
+                head = convert_head(self.plain, columns, self.extractors, min(opset, HEAD_OPSET))
         except (ImportError, SktransferError):
             raise
         except Exception as error:

@@ -225,10 +225,12 @@ class Calibration:
             else:
                 write_shares(nodes, probabilities, outputs[0])
             return
+        if self.n_classes == 2:
+            one = nodes.constant(np.float64(1))
+            others = nodes.node("Sub", one, scores) if self.from_probabilities else nodes.node("Neg", scores)
+            scores = nodes.node("Concat", others, scores, axis=1)
         if self.from_probabilities:
             scores = nodes.node("Log", nodes.node("Add", scores, nodes.constant(np.float64(1e-12))))
-        elif self.n_classes == 2:
-            scores = nodes.node("Concat", nodes.node("Neg", scores), scores, axis=1)
         nodes.node("Softmax", nodes.node("Mul", scores, slope), output=outputs[0], axis=1)
 
 

@@ -201,12 +201,15 @@ class _Parsing:
             ), False
         from_probabilities = not hasattr(model, "decision_function")
         if not from_probabilities:
-            self.options[id(model)] = {"raw_scores": True}
-            scope.add_options(id(model), {"raw_scores": True})
+            self._ask_for_scores(scope, model)
         scores = self.parse(scope, model, inputs, parsers)[1]
         if len(model.classes_) == 2:
             scores = self._slice(scope, scores, [1])
         return [self._cast(scope, scores)], from_probabilities
+
+    def _ask_for_scores(self, scope: Any, model: Any) -> None:
+        self.options[id(model)] = {"raw_scores": True}
+        scope.add_options(id(model), self.options[id(model)])
 
     def parse_inverse(self, scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
         """A regressor, and the way back."""
@@ -227,6 +230,8 @@ class _Parsing:
         from skl2onnx._parse import _parse_sklearn_simple_model
 
         features = self._cast(scope, inputs[0], double=False)
+        if isinstance(model, (SVC, NuSVC)) and len(model.classes_) == 2 and not hasattr(model, "predict_proba"):
+            self._ask_for_scores(scope, model)  # else their sign is the other one
         return _parse_sklearn_simple_model(scope, model, [features], custom_parsers=custom_parsers)
 
     def _cast(self, scope: Any, variable: Any, *, double: bool = True) -> Any:

@@ -15,7 +15,7 @@ TESTED = frozenset(
         "Pipeline", "ColumnTransformer", "FeatureUnion", "FunctionTransformer",
         "StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "Normalizer", "PCA", "TruncatedSVD",
         "VarianceThreshold", "SelectKBest", "SelectPercentile", "SelectFromModel", "SimpleImputer", "OneHotEncoder",
-        "OrdinalEncoder", "LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis", "SGDClassifier",
+        "OrdinalEncoder", "LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis",
         "LinearSVC", "RidgeClassifier", "RidgeClassifierCV", "Perceptron", "SVC", "NuSVC", "MLPClassifier",
         "KNeighborsClassifier", "DecisionTreeClassifier", "RandomForestClassifier", "ExtraTreesClassifier",
         "GradientBoostingClassifier", "HistGradientBoostingClassifier", "CalibratedClassifierCV", "VotingClassifier",
@@ -29,6 +29,11 @@ _OURS = (PretrainedFeatureExtractor, Affine, InverseTarget)
 
 def _has_rare(encoder: Any) -> bool:
     return encoder.max_categories is not None or encoder.min_frequency is not None
+
+
+def _has_several_labels(classifier: Any) -> bool:
+    kind = getattr(getattr(classifier, "_label_binarizer", None), "y_type_", "")
+    return isinstance(getattr(classifier, "classes_", None), list) or kind.startswith("multilabel")
 
 
 def _scores_each_class(machine: Any) -> bool:
@@ -74,8 +79,8 @@ def refuse_unsupported(parts: Iterable[Any], *, checked: bool) -> None:
         holds, condition = _CONDITIONS.get(name, (lambda _: True, ""))
         if not holds(part):
             raise ValueError(f"{name} can be exported only with {condition}. Got {part!r} instead.")
-        if getattr(part, "n_outputs_", 1) > 1 and hasattr(part, "classes_"):
-            raise ValueError(f"{name} must have one label a row to be exported. Got {part.n_outputs_} instead.")
+        if _has_several_labels(part):
+            raise ValueError(f"{name} must have one label a row to be exported. Got several instead.")
         known = name in TESTED and type(part).__module__.startswith("sklearn.")
         if not known and not checked:
             raise ValueError(
