@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sktransfer.preprocessing import Preprocessing
+from sktransfer.preprocessing import MAX_RESIZED_PIXELS, Preprocessing
 
 if TYPE_CHECKING:
     import onnx
@@ -24,15 +24,18 @@ _GRAPH = """
 geometry (uint8[n, height, width, 3] photo) => (uint8[n, {height}, {width}, 3] cropped)
 {{
   size = Shape <start = 1, end = 3> (photo)
+  crop = Constant <value_ints = [{height}, {width}]> ()
+  axes = Constant <value_ints = [1, 2]> ()
   zero = Constant <value_int = 0> ()
   two = Constant <value_int = 2> ()
-  {resize}
-  {crop}
+  {new_size}
+  {window}
+  {part}
+  {padding}
 }}"""
 
 _NO_RESIZE = """
-  new_size = Identity (size)
-  resized = Identity (photo)"""
+  new_size = Identity (size)"""
 
 # torchvision, transforms/functional.py: _compute_resized_output_size
 _SHORTER_SIDE = """
@@ -44,22 +47,54 @@ _SHORTER_SIDE = """
 _BOTH_SIDES = """
   new_size = Constant <value_ints = [{length[0]}, {length[1]}]> ()"""
 
-_ACROSS_FIRST = """
-  resized = Resize <{attributes}> (photo, , , new_size)"""
+# Half to even: preprocessing.py, _crop_start.
+_WINDOW = """
+  half = Constant <value = double {0.5}> ()
+  surplus = Sub (new_size, crop)
+  excess = Max (surplus, zero)
+  excess_double = Cast <to = 11> (excess)
+  middle = Mul (excess_double, half)
+  even_middle = Round (middle)
+  start = Cast <to = 7> (even_middle)
+  end = Add (start, crop)"""
 
-# Pillow 13 goes down first where the height shrinks by more than twice of what the width does (Resample.c in
-# src/libImaging: horizontal_first), a Resize of both axes never does: here each axis has a Resize of its own.
+_PART = """
+  part = Slice (photo, start, end, axes)"""
+
+_ACROSS_FIRST = """
+  down_by = Constant <value_ints = [0]> ()"""
+
+# Pillow 13, src/libImaging/Resample.c: horizontal_first, which is never false in older ones.
 _ORDER_BY_SIZE = """
   less = Sub (size, new_size)
   less_high, less_wide = Split <num_outputs = 2> (less)
   twice_less_wide = Mul (less_wide, two)
   bound = Max (twice_less_wide, zero)
-  down_first = Greater (less_high, bound)
+  down_by = Sub (less_high, bound)"""
+
+# One axis at a time, of the first only what the crop keeps. The longer axis of a strip goes first, as the other order
+# would take the memory of the whole strip.
+_TWO_PASSES = """
+  largest = Constant <value_int = {max_pixels}> ()
+  area = ReduceProd (new_size)
+  is_strip = Greater (area, largest)
+  new_high, new_wide = Split <num_outputs = 2> (new_size)
+  taller_by = Sub (new_high, new_wide)
+  order = Where (is_strip, taller_by, down_by)
+  down_first = Greater (order, zero)
   across_first = Not (down_first)
   is_second = Concat <axis = 0> (across_first, down_first)
   size_between = Where (is_second, size, new_size)
   between = Resize <{attributes}> (photo, , , size_between)
-  resized = Resize <{attributes}> (between, , , new_size)"""
+  start_between = Where (is_second, zero, start)
+  end_between = Where (is_second, size, end)
+  kept = Slice (between, start_between, end_between, axes)
+  kept_size = Shape <start = 1, end = 3> (kept)
+  size_after = Where (is_second, new_size, kept_size)
+  resized = Resize <{attributes}> (kept, , , size_after)
+  start_after = Where (is_second, start, zero)
+  end_after = Add (start_after, crop)
+  part = Slice (resized, start_after, end_after, axes)"""
 
 # Pillow leaves out what lies beyond the edge, and its bicubic filter has a = -0.5 (Resample.c).
 _ANTIALIAS = 'antialias = 1, exclude_outside = 1, coordinate_transformation_mode = "half_pixel", axes = [1, 2]'
@@ -72,38 +107,28 @@ _NEAREST = """
   size_double = Cast <to = 11> (size)
   new_size_double = Cast <to = 11> (new_size)
   step = Div (size_double, new_size_double)
-  half_a_step = Constant <value = double {0.5}> ()
   one = Constant <value_ints = [1]> ()
   last = Constant <value_ints = [9223372036854775807]> ()
   step_down, step_across = Split <num_outputs = 2> (step)
-  n_down, n_across = Split <num_outputs = 2> (new_size)"""
+  n_down, n_across = Split <num_outputs = 2> (new_size)
+  start_down, start_across = Split <num_outputs = 2> (start)
+  end_down, end_across = Split <num_outputs = 2> (end)"""
 
 # Pillow adds up the coordinates, as doubles (src/libImaging/Geometry.c: ImagingScaleAffine). Multiples would be
 # cleaner, but are other pixels where the sum just misses a whole number.
 _NEAREST_AXIS = """
   steps_{way} = Expand (step_{way}, n_{way})
   further_{way} = Slice (steps_{way}, one, last)
-  first_{way} = Mul (step_{way}, half_a_step)
+  first_{way} = Mul (step_{way}, half)
   parts_{way} = Concat <axis = 0> (first_{way}, further_{way})
   centre_{way} = CumSum (parts_{way}, zero)
-  index_{way} = Cast <to = 7> (centre_{way})
+  kept_{way} = Slice (centre_{way}, start_{way}, end_{way})
+  index_{way} = Cast <to = 7> (kept_{way})
   {target} = Gather <axis = {axis}> ({source}, index_{way})"""
 
-# Half to even where it cuts, the smaller half first where it pads: preprocessing.py, _crop_start. The Reshape tells the
-# network behind it the size.
-_CROP = """
-  crop = Constant <value_ints = [{height}, {width}]> ()
-  axes = Constant <value_ints = [1, 2]> ()
-  half = Constant <value_float = 0.5> ()
+# The smaller half first: preprocessing.py, _crop_start. The Reshape tells the network behind it the size.
+_PADDING = """
   shape = Constant <value_ints = [0, {height}, {width}, 3]> ()
-  surplus = Sub (new_size, crop)
-  excess = Max (surplus, zero)
-  excess_float = Cast <to = 1> (excess)
-  middle = Mul (excess_float, half)
-  even_middle = Round (middle)
-  start = Cast <to = 7> (even_middle)
-  end = Add (start, crop)
-  part = Slice (resized, start, end, axes)
   missing = Sub (crop, new_size)
   padding = Max (missing, zero)
   padding_before = Div (padding, two)
@@ -119,9 +144,9 @@ def build_geometry_model(preprocessing: Preprocessing, opset: int = MIN_OPSET, i
     From `INPUT_NAME`, uint8 (n, height, width, 3) of any height and width, to `OUTPUT_NAME`, uint8 (n, crop height,
     crop width, 3). Every name of the graph begins with "sktransfer".
 
-    On onnxruntime's CPU and WebAssembly kernels "nearest" gives Pillow's pixels. "bilinear" is at most one level away
-    and "bicubic" two, in one or two thousandths of the values, or some hundredths where the sizes put many of them
-    halfway between two levels. Unlike on the host, a strip is resized as a whole, whatever memory that takes.
+    On onnxruntime's CPU and WebAssembly kernels "nearest" gives Pillow's pixels. With "bilinear" and "bicubic" values
+    are at most two levels away, those of photos one: about one in a thousand, and one in a hundred where the sizes put
+    many of them halfway between two levels (640 x 480 to 256).
 
     Parameters
     ----------
@@ -143,29 +168,35 @@ def build_geometry_model(preprocessing: Preprocessing, opset: int = MIN_OPSET, i
             f"opset must be an integer >= {MIN_OPSET} where the resize is in the graph. Got {opset} instead."
         )
     height, width = preprocessing.crop
-    crop = _CROP.format(height=height, width=width)
-    steps = {"resize": _resize_steps(preprocessing), "crop": crop}
+    steps = {
+        "new_size": _size_steps(preprocessing.resize),
+        "window": _WINDOW,
+        "part": _PART if preprocessing.resize is None else _resize_steps(preprocessing.resample),
+        "padding": _PADDING.format(height=height, width=width),
+    }
     text = _GRAPH.format(ir_version=ir_version, opset=opset, height=height, width=width, **steps)
     return onnx.compose.add_prefix(onnx.parser.parse_model(text), "sktransfer_")
 
 
-def _resize_steps(preprocessing: Preprocessing) -> str:
-    """From `photo` and its `size` to `resized` and its `new_size`."""
-    resize, resample = preprocessing.resize, preprocessing.resample
+def _size_steps(resize: int | tuple[int, int] | None) -> str:
+    """From `size` to `new_size`."""
     if resize is None:
         return _NO_RESIZE
-    size = (_BOTH_SIDES if isinstance(resize, tuple) else _SHORTER_SIDE).format(length=resize)
+    return (_BOTH_SIDES if isinstance(resize, tuple) else _SHORTER_SIDE).format(length=resize)
+
+
+def _resize_steps(resample: str) -> str:
+    """From `photo` to the `part` of its resized form that lies between `start` and `end`."""
     if resample == "nearest":
         down = _NEAREST_AXIS.format(way="down", axis=1, source="photo", target="between")
-        across = _NEAREST_AXIS.format(way="across", axis=2, source="between", target="resized")
-        return size + _NEAREST + down + across
+        return _NEAREST + down + _NEAREST_AXIS.format(way="across", axis=2, source="between", target="part")
     if resample not in _ATTRIBUTES:
         raise ValueError(
             'resample must be "bilinear", "bicubic" or "nearest" where the resize is in the graph. '
             f"Got {resample!r} instead."
         )
-    passes = _ORDER_BY_SIZE if _goes_down_first() else _ACROSS_FIRST
-    return size + passes.format(attributes=_ATTRIBUTES[resample])
+    passes = _TWO_PASSES.format(attributes=_ATTRIBUTES[resample], max_pixels=MAX_RESIZED_PIXELS)
+    return (_ORDER_BY_SIZE if _goes_down_first() else _ACROSS_FIRST) + passes
 
 
 def _goes_down_first() -> bool:

@@ -23,7 +23,7 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
-_MAX_RESIZED_PIXELS = 32_000_000  # a longer strip is cropped while it is resized
+MAX_RESIZED_PIXELS = 32_000_000  # a longer strip is cropped while it is resized
 
 # (resize ÷ crop, scale, mean, std, channel order); mean and std in the order the network gets its channels
 _PRESETS: dict[str, tuple[float, float, Sequence[float], Sequence[float], Literal["RGB", "BGR"]]] = {
@@ -116,7 +116,7 @@ class Preprocessing:
         width, height = self._resized_size(image.width, image.height)
         crop_height, crop_width = self.crop
         left, top = _crop_start(width, crop_width), _crop_start(height, crop_height)
-        if width * height > _MAX_RESIZED_PIXELS:
+        if width * height > MAX_RESIZED_PIXELS:
             image = self._resize_the_crop(image, width, height)
         else:
             part = (left, top, left + crop_width, top + crop_height)

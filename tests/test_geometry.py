@@ -13,7 +13,7 @@ import sktransfer.geometry
 from sktransfer import Preprocessing
 from sktransfer.geometry import INPUT_NAME, OUTPUT_NAME, build_geometry_model
 
-MAX_LEVELS = {"nearest": 0, "bilinear": 1, "bicubic": 2}  # between a pixel and Pillow's
+MAX_LEVELS = {"nearest": 0, "bilinear": 2, "bicubic": 2}  # between a value and Pillow's
 RESIZES = st.one_of(st.none(), st.integers(1, 150), st.tuples(st.integers(1, 150), st.integers(1, 150)))
 
 
@@ -69,6 +69,14 @@ def test_ties_that_round_the_other_way_are_below_a_hundredth():
     apart = levels_apart(Preprocessing(crop=(224, 224), resize=256), noise(480, 640))
     assert 0.002 < (apart > 0).mean() < 0.01
     assert apart.max() == 1
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (3, 9000), (9000, 3)])
+def test_of_a_strip_only_the_middle_is_resized(size):
+    # The whole of the first would be 256 x 1,024,000 pixels.
+    for resample, levels in MAX_LEVELS.items():
+        preprocessing = Preprocessing(crop=(224, 224), resize=256, resample=resample)
+        assert levels_apart(preprocessing, noise(*size)).max() <= levels
 
 
 def test_a_pillow_that_always_goes_across_first_is_followed(monkeypatch):

@@ -1,6 +1,9 @@
-// node run_node.cjs CASES: each case's model, run by onnxruntime-node; prints its outputs as JSON.
+// node run_node.cjs TASK: runs each case's model by onnxruntime-node or onnxruntime-web; prints the outputs as JSON.
 const fs = require("fs");
-const ort = require("onnxruntime-node");
+
+const task = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
+const ort = require(task.library);
+if (task.library === "onnxruntime-web") ort.env.wasm.numThreads = 1;
 
 const ARRAYS = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array, bool: Uint8Array };
 
@@ -11,7 +14,7 @@ function makeTensor({ type, dims, data }) {
 }
 
 async function run({ model, feeds }) {
-  const session = await ort.InferenceSession.create(model);
+  const session = await ort.InferenceSession.create(new Uint8Array(fs.readFileSync(model)));
   const tensors = Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, makeTensor(feed)]));
   const outputs = await session.run(tensors);
   return Object.fromEntries(Object.entries(outputs).map(([name, output]) =>
@@ -20,6 +23,6 @@ async function run({ model, feeds }) {
 
 (async () => {
   const answers = [];
-  for (const one of JSON.parse(fs.readFileSync(process.argv[2], "utf8"))) answers.push(await run(one));
+  for (const one of task.cases) answers.push(await run(one));
   console.log(JSON.stringify(answers));
 })();
