@@ -2,10 +2,10 @@
 
     SKTRANSFER_ASSETS=… python -m benchmarks.bench_export [--rounds 9]
 
-One photo at a time, as pixels of the network's size, one thread. The floor is the embedding graph alone in onnxruntime.
-Beside it the exported file of several heads, fitted on 300 photos of 17 kinds of clothes, and ``Pipeline.predict_proba`` of
-the same pipeline on the same pixels, without a cache. The last column is the share of a budget of 1.1 times the floor plus
-0.2 ms that the file needs.
+One photo at a time, as pixels of the network's size, one thread. The floor is the embedding graph alone in
+onnxruntime. Beside it the exported file of several heads, fitted on 300 photos of 17 kinds of clothes, and
+``Pipeline.predict_proba`` of the same pipeline on the same pixels, without a cache. The last column is the share of a
+budget of 1.1 times the floor plus 0.2 ms that the file needs.
 """
 
 from __future__ import annotations

@@ -726,7 +726,7 @@ def make_shapes():
         [scale(), neural_network.MLPClassifier((32,), max_iter=60, random_state=0)],
         [ensemble.GradientBoostingClassifier(n_estimators=10, random_state=0)],
         [scale(), decomposition.PCA(16), linear_model.LogisticRegression(max_iter=500)],
-        [feature_selection.SelectKBest(k=40), scale(), svm.LinearSVC()],
+        [feature_selection.VarianceThreshold(), feature_selection.SelectKBest(k=40), scale(), svm.LinearSVC()],
         [TransferLogisticRegression(scaler=scale())],
         [scale(), ensemble.RandomForestClassifier(50, random_state=0)],
         [scale(), neighbors.KNeighborsClassifier()],
@@ -743,7 +743,7 @@ def make_shapes():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:Features .* are constant")
 def test_pipelines_of_twelve_shapes_agree_in_a_process_without_sktransfer_and_scikit_learn(clothes, tmp_path):
     shapes, train = make_shapes(), np.arange(200) % 2 == 0
     X = [clothes["image"].tolist()] * (len(shapes) - 1) + [clothes]

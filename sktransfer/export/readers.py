@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,29 +39,24 @@ _LINEAR: dict[type, Link] = {
     RidgeClassifierCV: "identity",
     Perceptron: "identity",
 }
-_BOOSTING = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
-_FORESTS = (RandomForestClassifier, ExtraTreesClassifier)
 _LINKS: dict[str, Link] = {"IdentityLink": "identity", "LogLink": "exp", "LogitLink": "sigmoid"}
-_MACHINES = (SVC, NuSVC, SVR, NuSVR)
-READ = (Affine, SimpleImputer, *_MACHINES, *_BOOSTING, *_FORESTS, *_LINEAR)  # what `find_operator` reads
 
 
 def find_operator(estimator: Any) -> Operator | None:
     """Our own operator for a fitted estimator; None leaves it to skl2onnx."""
-    if isinstance(estimator, Affine):
-        return AffineMap(estimator.weights, estimator.offset)
-    if isinstance(estimator, SimpleImputer):
-        return _read_imputer(estimator)
-    if isinstance(estimator, _MACHINES):
-        return read_kernel_machine(estimator)
-    if isinstance(estimator, _BOOSTING):
-        return _read_boosting(estimator)
-    if isinstance(estimator, _FORESTS):
-        return _read_forest(estimator)
-    kind = type(estimator)
-    if kind not in _LINEAR:
-        return None
-    link: Link = _LINEAR[kind] if hasattr(estimator, "predict_proba") else "identity"
+    for kinds, read in _READERS.items():
+        if isinstance(estimator, kinds):
+            operator: Operator = read(estimator)
+            return operator
+    return None
+
+
+def _read_affine(affine: Any) -> AffineMap:
+    return AffineMap(affine.weights, affine.offset)
+
+
+def _read_linear(estimator: Any) -> LinearHead:
+    link: Link = _LINEAR[type(estimator)] if hasattr(estimator, "predict_proba") else "identity"
     coef = np.atleast_2d(estimator.coef_)
     if link == "softmax" and len(coef) == 1:
         link = "sigmoid"
@@ -182,3 +177,14 @@ def read_calibration(calibrated: Any, n_classes: int, *, from_probabilities: boo
         )
     slope = np.array([one.a_ for one in calibrators])
     return Calibration(slope, np.array([one.b_ for one in calibrators]), from_probabilities, n_classes)
+
+
+_READERS: dict[tuple[type, ...], Callable[[Any], Any]] = {
+    (Affine,): _read_affine,
+    (SimpleImputer,): _read_imputer,
+    (SVC, NuSVC, SVR, NuSVR): read_kernel_machine,
+    (HistGradientBoostingClassifier, HistGradientBoostingRegressor): _read_boosting,
+    (RandomForestClassifier, ExtraTreesClassifier): _read_forest,
+    tuple(_LINEAR): _read_linear,
+}
+READ = tuple(kind for kinds in _READERS for kind in kinds)  # what `find_operator` reads
