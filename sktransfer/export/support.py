@@ -36,7 +36,7 @@ def _has_several_labels(classifier: Any) -> bool:
     return isinstance(getattr(classifier, "classes_", None), list) or kind.startswith("multilabel")
 
 
-_SVC_CONDITION = 'decision_function_shape="ovr", break_ties=False and no probabilities of its own (wrap it in CalibratedClassifierCV)'
+_SVC_CONDITION = 'decision_function_shape="ovr", break_ties=False and probability=False'
 
 
 def _scores_each_class(machine: Any) -> bool:
