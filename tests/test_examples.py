@@ -250,3 +250,11 @@ def test_adaptation_helps_with_another_camera_and_leaves_the_same_one_alone(run_
     assert accuracy["the same camera", "auto"] == accuracy["the same camera", "source only"]
     assert accuracy["another camera", "auto"] > accuracy["another camera", "source only"] + 0.1
     assert "Not adapted: the domains are close." in printed
+
+
+def test_a_file_predicts_without_us_what_its_pipeline_does(capsys):
+    pytest.importorskip("skl2onnx")
+    accuracy, difference = load_example("production").main()
+    assert accuracy > 0.9
+    assert difference < 1e-5
+    assert "labels alike: 100%" in capsys.readouterr().out
