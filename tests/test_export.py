@@ -527,6 +527,21 @@ def test_what_would_not_be_exact_is_refused(network, many, labels, tmp_path, hea
     refuse(network, many, labels, tmp_path / "a.onnx", match, head)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        preprocessing.PolynomialFeatures(),
+        preprocessing.PowerTransformer(),
+        preprocessing.QuantileTransformer(n_quantiles=9),
+    ],
+    ids=name_of,
+)
+def test_other_converters_of_skl2onnx_serve_with_a_check(network, many, labels, tmp_path, step):
+    pipeline = embed_then(network, decomposition.PCA(3), step, scale(), linear_model.LogisticRegression())
+    report = export_onnx(pipeline.fit(many, labels), tmp_path / "a.onnx", check=many)
+    assert report.label_agreement == 1.0
+
+
 def test_a_tuned_threshold_is_refused_for_it_would_be_lost(network, many, labels, tmp_path):
     inner = TunedThresholdClassifierCV(linear_model.LogisticRegression(), cv=2)
     refuse(network, many, labels == "dark", tmp_path / "a.onnx", "its threshold is lost: export its estimator_", inner)

@@ -35,6 +35,7 @@ from sktransfer.export.operators import (
     label_array,
 )
 from sktransfer.export.readers import READ, find_operator, read_calibration
+from sktransfer.export.support import TESTED
 from sktransfer.extractor import PretrainedFeatureExtractor
 
 _OPERATORS = (
@@ -143,6 +144,8 @@ class _Parsing:
         """The outputs of any model: [features], [label, probabilities] or [value]."""
         from skl2onnx._parse import _parse_sklearn, _parse_sklearn_simple_model
 
+        if type(model).__name__ not in TESTED and type(model) not in parsers:  # most converters are made for float32
+            inputs = [self._cast(scope, variable, double=False) for variable in inputs]
         if type(model) in parsers or not isinstance(model, ClassifierMixin):
             return _parse_sklearn(scope, model, inputs, custom_parsers=parsers)
         return _parse_sklearn_simple_model(scope, model, inputs, custom_parsers=parsers)  # no ZipMap behind it
@@ -241,10 +244,10 @@ class _Parsing:
         return cast.outputs[0]
 
     def _declare(self, scope: Any, operator: Any, inputs: Any) -> Any:
-        from skl2onnx.common.data_types import DoubleTensorType, Int64TensorType, StringTensorType
+        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 
         declared = scope.declare_local_operator(f"Sktransfer{type(operator).__name__}", operator)
-        declared.inputs = list(inputs)
+        declared.inputs = [self._cast(scope, one) if isinstance(one.type, FloatTensorType) else one for one in inputs]
         if operator.classes is not None:
             kind = StringTensorType if label_array(operator.classes).dtype.kind == "O" else Int64TensorType
             declared.outputs.append(scope.declare_local_variable("label", kind([None])))
