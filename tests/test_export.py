@@ -584,6 +584,21 @@ def test_without_skl2onnx_the_pip_line_is_said(network, tmp_path, monkeypatch):
         export_onnx(embed_then(network), tmp_path / "a.onnx")
 
 
+@pytest.mark.parametrize("name", ["label", "probabilities", "sktransfer_x"])
+def test_columns_with_the_names_of_outputs_are_refused(network, table, labels, tmp_path, name):
+    columns = compose.make_column_transformer((PretrainedFeatureExtractor(network), ["photo"]), (scale(), [name]))
+    frame = table.rename(columns={"price": name})
+    pipeline = make_pipeline(columns, linear_model.LogisticRegression()).fit(frame, labels)
+    with pytest.raises(ValueError, match=f"other than label, probabilities and sktransfer_…. Got '{name}' instead"):
+        export_onnx(pipeline, tmp_path / "a.onnx")
+
+
+def test_the_first_of_several_features_can_be_treated_alone(network, many, labels, tmp_path):
+    columns = compose.ColumnTransformer([("one", scale(), [0]), ("rest", decomposition.PCA(2), slice(1, 8))])
+    pipeline = embed_then(network, columns, linear_model.LogisticRegression()).fit(many, labels)
+    assert export_onnx(pipeline, tmp_path / "a.onnx", check=many).max_difference < 1e-5
+
+
 def test_a_column_read_in_two_ways_is_refused(network, table, labels, tmp_path):
     extractor = PretrainedFeatureExtractor(network)
     encoder = preprocessing.OneHotEncoder()
