@@ -106,7 +106,7 @@ def test_logistic_regression_on_clothing(assets, clothing, name, accuracy):
 def test_tuned_mlp_on_clothing(assets, clothing):
     paths, labels, senders = clothing
     extractor = PretrainedFeatureExtractor(assets / "models" / "mobilenetv2_features")
-    pipeline = make_pipeline(extractor, StandardScaler(), MLPClassifier((256,), max_iter=100, random_state=0))
+    pipeline = make_pipeline(extractor, StandardScaler(), MLPClassifier((256,), max_iter=20, random_state=0))
     search = GridSearchCV(pipeline, {"mlpclassifier__alpha": [0.1, 1.0, 10.0]}, cv=FOLDS, error_score="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
