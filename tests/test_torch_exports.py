@@ -65,7 +65,7 @@ def export(name, path, exporter, opset, batch):
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory):
+def exports(tmp_path_factory, one_registry):
     """Exports a network once, and gives the path of the file."""
     folder = tmp_path_factory.mktemp("exports")
 
