@@ -31,7 +31,16 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sktransfer.exceptions import ImageReadError
-from sktransfer.limits import JPEG, MAX_BYTES, REMEDY, Source, is_limited, why_hostile, why_too_large
+from sktransfer.limits import (
+    JPEG,
+    MAX_BYTES,
+    REMEDY,
+    Source,
+    is_decoded_in_python,
+    is_limited,
+    why_hostile,
+    why_too_large,
+)
 from sktransfer.sizes import format_bytes
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -46,6 +55,7 @@ IMAGE_SUFFIXES = frozenset(
 
 BAND_PIXELS = 2_000_000  # that are converted at a time
 LARGE_PIXELS = 16_000_000  # from which on a process decodes one image at a time
+LARGE_PYTHON_PIXELS = 1_000_000  # the same where a decoder in Python takes 15 bytes for each
 DESCRIBED = 120  # characters of a reference in a message
 
 _REFUSED = {  # formats and why
@@ -228,9 +238,10 @@ def _decode(content: bytes | Pixels, pixel_range: PixelRange, turn: contextlib.E
             _refuse(why_too_large(image, content))
             if opened is not source:
                 image.fp = source
-            large = image.width * image.height > LARGE_PIXELS
+            large = image.width * image.height > (LARGE_PYTHON_PIXELS if is_decoded_in_python(image) else LARGE_PIXELS)
             if large:
                 turn.enter_context(_large_lock)
+                _give_memory_back()  # what smaller images have left, before it is needed
                 turn.callback(_give_memory_back)
             image.load()
             upright = to_rgb(image, pixel_range)

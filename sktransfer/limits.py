@@ -99,14 +99,15 @@ def why_too_large(image: Image.Image, content: bytes) -> str | None:
     """Why the pixels of an opened image would take too much memory or time to decode; None where they would not."""
     if not is_limited():
         return None
-    codecs = {tile[0] for tile in getattr(image, "tile", ())}
-    limit = _limit_pixels(image, codecs, content)
+    limit = _limit_pixels(image, content)
     if image.width * image.height > limit:
         return (
             f"too many pixels: {image.width}x{image.height} are more than the {limit / 1e6:g} million that are decoded "
             f"of {image.format} in mode {image.mode}{REMEDY}"
         )
-    if "ppm_plain" in codecs and content.count(b"#") > MAX_COMMENTS:  # each copies what follows
+    if (
+        any(tile[0] == "ppm_plain" for tile in getattr(image, "tile", ())) and content.count(b"#") > MAX_COMMENTS
+    ):  # each copies what follows
         return "it has too many comments"
     if "progressive" in image.info and hasattr(image, "decodermaxblock"):
         image.decodermaxblock = _SCANNED_BYTES  # each scan goes over all pixels, however few bytes it has
@@ -118,8 +119,14 @@ def _read_size(width_and_height: bytes) -> tuple[int, int]:
     return int.from_bytes(width_and_height[:half], "big"), int.from_bytes(width_and_height[half:], "big")
 
 
-def _limit_pixels(image: Any, codecs: set[str], content: bytes) -> int:
-    if any(codec in Image.DECODERS for codec in codecs - _FAST_DECODERS):  # written in Python
+def is_decoded_in_python(image: Image.Image) -> bool:
+    """Whether a decoder written in Python would decode an opened image: slowly, and one thread at a time anyway."""
+    codecs = {tile[0] for tile in getattr(image, "tile", ())}
+    return any(codec in Image.DECODERS for codec in codecs - _FAST_DECODERS)
+
+
+def _limit_pixels(image: Any, content: bytes) -> int:
+    if is_decoded_in_python(image):
         return MAX_PIXELS // _PYTHON_SHARE
     second_copy = image.mode not in _COMPACT_MODES or (image.mode == "RGB" and "transparency" in image.info)
     if image.format == "JPEG" and image.fp is not None:
