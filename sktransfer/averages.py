@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from sktransfer.preprocessing import Pixels
 from sktransfer.views import average_views
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
+Part = Vector | int | None  # a vector, its row among those that are run together, or neither
 
 
 @dataclass
@@ -99,22 +100,26 @@ class Batch:
     def __init__(self, share: Share) -> None:
         self._share = share
         self.pixels: list[Pixels] = []
-        self._images: list[tuple[int, bytes, Sequence[int], list[Vector | int | None]]] = []
+        self._images: list[tuple[int, bytes, Sequence[int], list[Part]]] = []
 
     def add(self, index: int, digest: bytes, made_from: bytes, seen: Sequence[Pixels]) -> None:
         """The views of the image of a cell, and the digest of what they were made from: it may be new."""
         wanted: Sequence[int] = self._share.wanted[digest]
-        parts: list[Vector | int | None] = [known.get(digest) for known in self._share.known]
+        parts: list[Part] = [known.get(digest) for known in self._share.known]
         if made_from != digest:  # it has changed, so that no view of what it was is of use
             self._share.waiting.discard(digest)
             wanted, parts = range(len(seen)), [None] * len(seen)
         for number in wanted:
-            same = (part for part, pixels in zip(parts, seen, strict=True)
-                    if part is not None and np.array_equal(pixels, seen[number]))  # fmt: skip
-            parts[number] = next(same, len(self.pixels))
-            if isinstance(parts[number], int) and parts[number] == len(self.pixels):
-                self.pixels.append(seen[number])
+            parts[number] = self._place(seen[number], zip(seen, parts, strict=True))
         self._images.append((index, made_from, wanted, parts))
+
+    def _place(self, pixels: Pixels, others: Iterable[tuple[Pixels, Part]]) -> Part:
+        """The vector, or the row in `pixels`, of a view that looks the same; else a new row."""
+        for other, part in others:
+            if part is not None and np.array_equal(other, pixels):
+                return part
+        self.pixels.append(pixels)
+        return len(self.pixels) - 1
 
     def drop(self, digest: bytes) -> None:
         """An image that cannot be read."""
