@@ -11,10 +11,14 @@ def chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def deflate(n_bytes, value=b"\0"):
-    squeeze, block = zlib.compressobj(9), value * 2**20
-    parts = [squeeze.compress(block) for _ in range(n_bytes // 2**20)]
-    return b"".join([*parts, squeeze.compress(value * (n_bytes % 2**20)), squeeze.flush()])
+def deflate(n_bytes):
+    """Zeros as zlib compresses them, one megabyte again and again."""
+    squeeze, block = zlib.compressobj(9, wbits=-15), bytes(2**20)
+    first, again = (squeeze.compress(block) + squeeze.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    whole, rest = divmod(n_bytes, 2**20)
+    parts = [first, again * (whole - 1)] if whole else []
+    checksum = struct.pack(">I", n_bytes % 65521 << 16 | 1)  # Adler-32 of zeros
+    return b"".join([b"\x78\xda", *parts, squeeze.compress(bytes(rest)), squeeze.flush(), checksum])
 
 
 def png(width, height, mode, extra=b"", rows=None):

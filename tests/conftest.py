@@ -1,3 +1,5 @@
+import functools
+import gc
 import hashlib
 import io
 import json
@@ -43,6 +45,10 @@ def pytest_configure(config):
     # The doctests of the package, too, must neither find nor leave anything in the user's own cache.
     config._cache_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ["SKTRANSFER_CACHE_DIR"] = config._cache_folder.name
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what the imports made stays, and going through all of it takes half a second each time
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -208,6 +214,15 @@ def run_process(code, *arguments, **environment):
     """What another process prints that needs no estimator."""
     command = [sys.executable, "-c", WITHOUT_ESTIMATORS + code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment}).stdout
+
+
+@pytest.fixture(scope="session")
+def one_registry():
+    """PyTorch's exporter would read the source of all its operators anew for every network, a third of its time."""
+    registry = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        yield
 
 
 @pytest.fixture

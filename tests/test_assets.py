@@ -31,7 +31,12 @@ MODELS = [
     "squeezenet1.1", "squeezenet1.1_winml_fp16", "mobilenetv1_0.25_128", "mobilenetv2_features", "resnet18_layer3",
     "resnet50v2_stage3", "inception_v3_mixed8",
 ]  # fmt: skip
+LARGE = ("resnet50v2_stage3", "inception_v3_mixed8")
 FOLDS = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+
+
+def mark_large(names):
+    return [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def by_hand(paths, preprocessing, folder, output):
     return np.concatenate(vectors)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "squeezenet1.1_winml_fp16"])
+@pytest.mark.parametrize("name", mark_large(name for name in MODELS if name != "squeezenet1.1_winml_fp16"))
 def test_the_default_embedding_is_the_features_output(assets, clothing, name):
     folder = assets / "models" / name
     paths = clothing[0][:3]
@@ -72,7 +77,7 @@ def test_the_float16_export_with_a_frozen_batch_gives_its_last_map(assets, cloth
     assert_same(extract(clothing[0][:3], folder), maps.mean((2, 3)), 2e-3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mark_large(MODELS))
 def test_batches_order_and_threads_change_no_bit(assets, clothing, name):
     folder, paths = assets / "models" / name, clothing[0][:6]
     alone = np.concatenate([extract([path], folder, cache_dir=None, n_jobs=1) for path in paths])
@@ -106,7 +111,7 @@ def test_logistic_regression_on_clothing(assets, clothing, name, accuracy):
 def test_tuned_mlp_on_clothing(assets, clothing):
     paths, labels, senders = clothing
     extractor = PretrainedFeatureExtractor(assets / "models" / "mobilenetv2_features")
-    pipeline = make_pipeline(extractor, StandardScaler(), MLPClassifier((256,), max_iter=100, random_state=0))
+    pipeline = make_pipeline(extractor, StandardScaler(), MLPClassifier((256,), max_iter=20, random_state=0))
     search = GridSearchCV(pipeline, {"mlpclassifier__alpha": [0.1, 1.0, 10.0]}, cv=FOLDS, error_score="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -193,6 +198,7 @@ for n in (1_000, 10_000):
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_is_flat_in_the_number_of_references(assets, clothing, tmp_path):
     printed = run_process(MEMORY, assets / "models" / "mobilenetv1_0.25_128", tmp_path, *clothing[0][:200])
     small, large = map(int, printed.split())

@@ -10,8 +10,8 @@ import pytest
 from conftest import Builder, photo, save_backbone, small_classifier
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.pipeline import make_pipeline
-from test_graph import PIXELS, frozen_classifier, he_normal
-from test_layers import light_path, quantize, residual_network
+from test_graph import PIXELS, frozen_classifier, he_normal, light_path
+from test_layers import quantize, residual_network
 
 from sktransfer import (
     Backbone,

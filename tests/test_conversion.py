@@ -18,6 +18,8 @@ pytest.importorskip("onnxscript", reason="the tests of the conversion need onnxs
 
 from torch_networks import build_network  # noqa: E402  (needs torch)
 
+pytestmark = pytest.mark.usefixtures("one_registry")
+
 MEAN, STD = tuple(IMAGENET["image_mean"]), tuple(IMAGENET["image_std"])
 P32 = Preprocessing((32, 32), 36, mean=MEAN, std=STD)
 CENTER = {"input_size": (3, 32, 32), "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic"}

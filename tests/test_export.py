@@ -436,7 +436,10 @@ def test_a_backbone_that_takes_one_image_a_run_makes_such_a_file(many, labels, t
     assert run(tmp_path / "a.onnx", image=many[0][None])["label"].shape == (1,)
 
 
-@pytest.mark.parametrize("opset", [9, 13, 21, 23])
+OPSETS = [9, 13, 21, *([23] if int(ort.__version__.split(".")[1]) >= 23 else [])]
+
+
+@pytest.mark.parametrize("opset", OPSETS)
 def test_backbones_of_any_operator_set_are_joined(many, labels, tmp_path, opset):
     model = small_classifier(opset=opset, ir_version=11 if opset > 22 else 8)
     file = str(save_backbone(tmp_path / "other", model, AS_IT_IS))
@@ -527,6 +530,21 @@ def test_what_would_not_be_exact_is_refused(network, many, labels, tmp_path, hea
     refuse(network, many, labels, tmp_path / "a.onnx", match, head)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        preprocessing.PolynomialFeatures(),
+        preprocessing.PowerTransformer(),
+        preprocessing.QuantileTransformer(n_quantiles=9),
+    ],
+    ids=name_of,
+)
+def test_other_converters_of_skl2onnx_serve_with_a_check(network, many, labels, tmp_path, step):
+    pipeline = embed_then(network, decomposition.PCA(3), step, scale(), linear_model.LogisticRegression())
+    report = export_onnx(pipeline.fit(many, labels), tmp_path / "a.onnx", check=many)
+    assert report.label_agreement == 1.0
+
+
 def test_a_tuned_threshold_is_refused_for_it_would_be_lost(network, many, labels, tmp_path):
     inner = TunedThresholdClassifierCV(linear_model.LogisticRegression(), cv=2)
     refuse(network, many, labels == "dark", tmp_path / "a.onnx", "its threshold is lost: export its estimator_", inner)
@@ -567,6 +585,21 @@ def test_without_skl2onnx_the_pip_line_is_said(network, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skl2onnx", None)
     with pytest.raises(sktransfer.MissingExtraError, match=r'skl2onnx.*pip install "sktransfer\[export\]"'):
         export_onnx(embed_then(network), tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("name", ["label", "probabilities", "sktransfer_x"])
+def test_columns_with_the_names_of_outputs_are_refused(network, table, labels, tmp_path, name):
+    columns = compose.make_column_transformer((PretrainedFeatureExtractor(network), ["photo"]), (scale(), [name]))
+    frame = table.rename(columns={"price": name})
+    pipeline = make_pipeline(columns, linear_model.LogisticRegression()).fit(frame, labels)
+    with pytest.raises(ValueError, match=f"other than label, probabilities and sktransfer_…. Got '{name}' instead"):
+        export_onnx(pipeline, tmp_path / "a.onnx")
+
+
+def test_the_first_of_several_features_can_be_treated_alone(network, many, labels, tmp_path):
+    columns = compose.ColumnTransformer([("one", scale(), [0]), ("rest", decomposition.PCA(2), slice(1, 8))])
+    pipeline = embed_then(network, columns, linear_model.LogisticRegression()).fit(many, labels)
+    assert export_onnx(pipeline, tmp_path / "a.onnx", check=many).max_difference < 1e-5
 
 
 def test_a_column_read_in_two_ways_is_refused(network, table, labels, tmp_path):

@@ -1,4 +1,6 @@
+import dataclasses
 import os
+import shutil
 
 import numpy as np
 import onnx
@@ -11,15 +13,25 @@ from sktransfer import BackboneError, Preprocessing
 from sktransfer.graph import INPUT_NAME, plan_graph
 from sktransfer.network import load_model
 
+IMAGENET_224 = Preprocessing.from_preset("imagenet", (224, 224))
 P32 = Preprocessing((32, 32), 36, mean=tuple(IMAGENET["image_mean"]), std=tuple(IMAGENET["image_std"]))
 PIXELS = np.stack([photo(seed, 32, 32) for seed in range(3)])
 
 
-def run(model, feeds, outputs=None):
+def open_session(model):
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(outputs, feeds)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model, feeds, outputs=None):
+    return open_session(model).run(outputs, feeds)
+
+
+def run_each(model, name, batches, outputs=None):
+    """The first output for the batches of the input `name`, one run after the other."""
+    session = open_session(model)
+    return np.concatenate([session.run(outputs, {name: batch})[0] for batch in batches])
 
 
 def plan(tmp_path, model, preprocessing=P32, **options):
@@ -29,11 +41,14 @@ def plan(tmp_path, model, preprocessing=P32, **options):
 
 
 def embed(tmp_path, model, preprocessing=P32, pixels=PIXELS, **options):
-    graph = plan(tmp_path, model, preprocessing, **options)
+    return embed_with(plan(tmp_path, model, preprocessing, **options), pixels)
+
+
+def embed_with(graph, pixels):
     embedding_model = graph.build_model()
     onnx.checker.check_model(embedding_model)
     rows = [pixels[i : i + 1] for i in range(len(pixels))] if graph.frozen_batch else [pixels]
-    vectors = np.concatenate([run(embedding_model, {INPUT_NAME: batch})[0] for batch in rows])
+    vectors = run_each(embedding_model, INPUT_NAME, rows)
     assert vectors.shape == (len(pixels), graph.n_features)
     assert vectors.dtype == np.float32
     return vectors
@@ -48,7 +63,7 @@ def by_hand(model, tensor, preprocessing=P32, nhwc=False, dtype=np.float32, pixe
     x = (pixels[..., order] * preprocessing.scale - np.array(preprocessing.mean)) / np.array(preprocessing.std)
     x = (x if nhwc else x.transpose(0, 3, 1, 2)).astype(dtype)
     name = next(v.name for v in model.graph.input if v.name not in {w.name for w in model.graph.initializer})
-    return np.concatenate([run(model, {name: x[i : i + 1]}, [tensor])[0] for i in range(len(x))]).astype(np.float32)
+    return run_each(model, name, [x[i : i + 1] for i in range(len(x))], [tensor]).astype(np.float32)
 
 
 def assert_same(vectors, expected, tolerance=1e-5):
@@ -318,6 +333,11 @@ def test_the_digest_changes_with_everything_that_changes_the_vector(tmp_path):
     assert plan_graph(path, "x", P32, "vector").digest == variants[0].digest
 
 
+def light_path(name):
+    folder = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data", "light")
+    return os.path.join(folder, f"light_{name}.onnx")
+
+
 def he_normal(model, seed=0):
     """Replace the constant weights of the package onnx's `light_*` graphs by seeded He-normal ones."""
     rng = np.random.default_rng(seed)
@@ -352,16 +372,32 @@ LIGHT = {  # name: (size of the embedding, tensor before the classifier in the f
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in LIGHT]
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in LIGHT]
 )
-def test_classic_networks_give_their_penultimate_activation(tmp_path, name):
-    folder = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data", "light")
-    model = he_normal(onnx.load(os.path.join(folder, f"light_{name}.onnx")))
+def classic(request, tmp_path_factory):
+    """The name of a network with its model and its plan: both tests share them, since some have 500 MB of weights."""
+    model = he_normal(onnx.load(light_path(request.param)))
+    folder = tmp_path_factory.mktemp(request.param)
+    yield request.param, model, plan(folder, model, IMAGENET_224)
+    shutil.rmtree(folder)
+
+
+def test_classic_networks_give_their_penultimate_activation(classic):
+    name, model, graph = classic
     size, tensor = LIGHT[name]
-    imagenet = Preprocessing.from_preset("imagenet", (224, 224))
     pixels = photo(0, 224, 224)[None]
-    vectors = embed(tmp_path, model, imagenet, pixels)
-    expected = by_hand(model, tensor, imagenet, pixels=pixels)
+    vectors = embed_with(graph, pixels)
+    expected = by_hand(model, tensor, IMAGENET_224, pixels=pixels)
     assert vectors.shape == (1, size)
     assert_same(vectors, expected.mean((2, 3)) if name == "squeezenet" else expected)
+
+
+def test_files_frozen_at_one_image_run_in_batches_and_give_the_same_vectors(classic):
+    graph = classic[2]
+    assert graph.batching in ("dynamic", "thawed")
+    pixels = np.stack([photo(seed, 224, 224) for seed in range(3)])
+    together = run(graph.build_model(), {INPUT_NAME: pixels})[0]
+    one = dataclasses.replace(graph, batching="frozen").build_model()
+    alone = run_each(one, INPUT_NAME, [row[None] for row in pixels])
+    np.testing.assert_array_equal(together, alone)

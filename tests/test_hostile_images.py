@@ -141,6 +141,7 @@ def bomb_files(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_real_bombs_take_less_than_a_gigabyte(bomb_files, photo_files, backbone_file, tmp_path):
     paths = [path for i, bomb in enumerate(bomb_files) for path in (bomb, photo_files[i % 6])]
     (tmp_path / "list").write_text("\n".join(paths))
@@ -156,6 +157,7 @@ def test_real_bombs_take_less_than_a_gigabyte(bomb_files, photo_files, backbone_
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_no_bomb_takes_much_longer_than_the_limit(bomb_files):
     for path in bomb_files:
         result, seconds = decode(Path(path).read_bytes())

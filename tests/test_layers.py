@@ -1,8 +1,6 @@
 """Where a backbone is cut: stages, maps, tokens, several layers, quantised networks, and what it all costs."""
 
-import dataclasses
 import logging
-import os
 
 import numpy as np
 import onnx
@@ -12,20 +10,14 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from test_graph import LARGE, LIGHT, P32, PIXELS, assert_same, by_hand, embed, he_normal, plan, run
+from test_graph import LIGHT, P32, PIXELS, assert_same, by_hand, embed, light_path, plan
 
 from sktransfer import BackboneError, Preprocessing, PretrainedFeatureExtractor, extract, load_backbone
 from sktransfer.costs import count_macs, list_layers
-from sktransfer.graph import INPUT_NAME
 from sktransfer.network import Network, load_model
 from sktransfer.session import forward_passes
 
 IMAGENET = Preprocessing.from_preset("imagenet", (224, 224))
-
-
-def light_path(name):
-    folder = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data", "light")
-    return os.path.join(folder, f"light_{name}.onnx")
 
 
 def network_of(model, preprocessing=P32):
@@ -312,19 +304,6 @@ def test_quantised_networks_give_the_numbers_before_the_classifier(tmp_path, for
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in LIGHT]
-)
-def test_files_frozen_at_one_image_run_in_batches_and_give_the_same_vectors(tmp_path, name):
-    graph = plan(tmp_path, he_normal(onnx.load(light_path(name))), IMAGENET)
-    assert graph.batching in ("dynamic", "thawed")
-    pixels = np.stack([photo(seed, 224, 224) for seed in range(3)])
-    together = run(graph.build_model(), {INPUT_NAME: pixels})[0]
-    one = dataclasses.replace(graph, batching="frozen").build_model()
-    alone = np.concatenate([run(one, {INPUT_NAME: row[None]})[0] for row in pixels])
-    np.testing.assert_array_equal(together, alone)
 
 
 def test_shufflenet_is_freed_in_the_middle(tmp_path):

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import IMAGENET, photo
-from test_graph import assert_same, run
+from test_graph import assert_same, run_each
 
 from sktransfer import Preprocessing
 from sktransfer.graph import INPUT_NAME, plan_graph
@@ -65,7 +65,7 @@ def export(name, path, exporter, opset, batch):
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory):
+def exports(tmp_path_factory, one_registry):
     """Exports a network once, and gives the path of the file."""
     folder = tmp_path_factory.mktemp("exports")
 
@@ -90,7 +90,7 @@ def embed(path, pixels, preprocessing):
     graph = plan_graph(path, path.stem, preprocessing)
     model = graph.build_model()
     batches = [pixels[i : i + 1] for i in range(len(pixels))] if graph.frozen_batch else [pixels]
-    return np.concatenate([run(model, {INPUT_NAME: batch})[0] for batch in batches])
+    return run_each(model, INPUT_NAME, batches)
 
 
 @pytest.mark.parametrize(("name", "exporter", "opset", "batch"), list(list_exports()))

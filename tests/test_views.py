@@ -262,28 +262,34 @@ def start(function):
     return lambda: thread.join(20) or results[0]
 
 
+def wait_for_passes(count):
+    deadline = time.monotonic() + 20
+    while forward_passes() < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("publishes", [True, False])
 def test_a_view_that_others_compute_is_waited_for(embed, photos, passes, spaces, number, publishes):
     cache, space, image = open_cache(), spaces("flip")[number], digest_pixels(photos[0])
     center, both = embed(photos[:1], cache_dir=None)[0], embed(photos[:1], views="flip", cache_dir=None)[0]
     own = (center, 2 * both - center)[number]
-    passes()
-    claim = cache.claim(space, [image])
+    claim, before = cache.claim(space, [image]), forward_passes()
     finish = start(lambda: embed(photos, views="flip"))
-    time.sleep(0.1)
-    assert passes() == 10 + number  # of an image whose centre others compute, nothing
+    wait_for_passes(before + 10 + number)  # of an image whose centre others compute, none
+    time.sleep(0.05)
+    passes()
     cache.publish(space, [image], own[None], claim) if publishes else cache.release(claim)
     np.testing.assert_allclose(finish()[0], both, rtol=1e-6)
-    assert passes() == 2 - number - publishes
+    assert (passes(), forward_passes() - before) == (2 - number - publishes, 12 - publishes)
 
 
 def test_an_image_that_changes_while_it_is_waited_for_is_new_in_all_views(embed, photo_files, photos, spaces):
     space, content = spaces("flip")[1], Path(photo_files[0]).read_bytes()
     new = embed(photos[5:], views="flip", cache_dir=None)
-    claim = open_cache().claim(space, [digest_bytes(content)])
+    claim, before = open_cache().claim(space, [digest_bytes(content)]), forward_passes()
     finish = start(lambda: embed(photo_files[:1], views="flip"))
-    time.sleep(0.1)
+    wait_for_passes(before + 1)  # the centre
     Path(photo_files[0]).write_bytes(encode(photos[5]))
     open_cache().release(claim)
     np.testing.assert_array_equal(finish(), new)

@@ -109,11 +109,13 @@ def export_onnx(
     model = draft.build()
     with replacing(target) as temporary:
         temporary.write_bytes(model.SerializeToString())
-        if check is None:
-            ExportedModel(temporary)  # refuses what onnxruntime cannot open
-            report = ExportReport(target)
-        else:
-            found = draft.compare(temporary, check)
+        try:
+            file = ExportedModel(temporary)
+        except ValueError as error:
+            raise ValueError(f"The pipeline cannot be exported: {error.__cause__}") from error
+        report = ExportReport(target)
+        if check is not None:
+            found = draft.compare(file, check)
             if found.agreement not in (None, 1.0) or not found.difference <= tolerance:
                 labels = "" if found.agreement is None else f", and {found.agreement:.4g} of the labels are the same"
                 raise ValueError(

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,12 +123,12 @@ class Draft:
             if entry.kind != "has_image":
                 yield entry.name, stated
 
-    def compare(self, path: Path, X: Any) -> Comparison:
+    def compare(self, file: ExportedModel, X: Any) -> Comparison:
         """Run a file of this pipeline on rows beside the pipeline."""
         columns = {i: name for i, (name, kind) in enumerate(zip(self.names, self.kinds, strict=True)) if kind}
         extractor = self.extractors[0]
         cells = read_columns(X, columns, extractor.image_shape)
-        return compare(ExportedModel(path), self.pipeline, X, cells, extractor.root)
+        return compare(file, self.pipeline, X, cells, extractor.root)
 
 
 def _describe_photos(extractor: Any) -> Photos:

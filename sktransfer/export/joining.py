@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sktransfer.exceptions import BackboneError
-from sktransfer.export.operators import DOMAIN
+from sktransfer.export.operators import DOMAIN, DOUBLE, FLOAT, INT64, STRING
 from sktransfer.geometry import INPUT_NAME as PHOTO_NAME
 from sktransfer.geometry import OUTPUT_NAME as CROP_NAME
 from sktransfer.geometry import build_geometry_model
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 OPSET = 18  # of a file, at least: `Resize` with antialiasing, and what all converters write
 HEAD_OPSET = 22  # the last one that skl2onnx writes
+PREFIX = "sktransfer_"  # of every name in the graph but those of its inputs and outputs
 _Seen = tuple[int, str]  # column and view
-_ELEMENTS = {"number": 11, "integer": 7, "text": 8}  # onnx.TensorProto.DOUBLE, INT64, STRING
+_ELEMENTS = {"number": DOUBLE, "integer": INT64, "text": STRING}
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,13 @@ class Joint:
     ) -> None:
         from onnx import compose
 
-        self.head = compose.add_prefix(level(head, opset), "head_").graph
+        self.head = compose.add_prefix(level(head, opset), f"{PREFIX}head_").graph
         self.stands = [node for node in self.head.node if node.domain == DOMAIN]
         self.photos, self.opset, self.include_resize = photos, opset, include_resize
         self.inputs = self._list_inputs(columns)
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
+        self.sparse_weights: list[Any] = []
         self.domains: dict[str, int] = {}
         self.ir_version = head.ir_version
         self.vectors: dict[tuple[str, int, str], str] = {}  # (graph digest, column, view) -> its embeddings
@@ -113,18 +115,29 @@ class Joint:
                     self._node("Identity", entry.name, output=value.name)
         self.nodes += [node for node in head.node if node.domain != DOMAIN]
         self.weights += head.initializer
+        self._check_names([name for name, *_ in outputs])
         final = [self._finish(value, *wanted) for value, wanted in zip(head.output, outputs, strict=True)]
         read = {name for node in self.nodes for name in node.input}
         inputs = [self._describe(entry) for entry in self.inputs if entry.name in read]
-        graph = helper.make_graph(self.nodes, "sktransfer", inputs, final, self.weights)
+        sparse = self.sparse_weights
+        graph = helper.make_graph(self.nodes, "pipeline", inputs, final, self.weights, sparse_initializer=sparse)
         domains = {"": self.opset, "ai.onnx.ml": 3, **self.domains}
         used = {node.domain for node in self.nodes}
         opsets = [helper.make_opsetid(name, version) for name, version in domains.items() if name in used]
         return helper.make_model(graph, opset_imports=opsets, ir_version=max(self.ir_version, 8))
 
+    def _check_names(self, outputs: Sequence[str]) -> None:
+        names = [entry.name for entry in self.inputs]
+        for name in names:
+            if name in outputs or name.startswith(PREFIX) or names.count(name) > 1:
+                raise ValueError(
+                    f"Columns of X must have names of their own, other than {', '.join(outputs)} and {PREFIX}…. Got "
+                    f"{name!r} instead; rename it and fit again."
+                )
+
     def readers(self, column: int) -> list[Photos]:
         """The extractors that read a column of images."""
-        names = {f"head_column_{column}"}
+        names = {f"{PREFIX}head_column_{column}"}
         return [self.photos[_number(stand)] for stand in self.stands if names.intersection(stand.input)]
 
     def _list_inputs(self, columns: Sequence[tuple[str, str | None]]) -> list[Input]:
@@ -163,6 +176,7 @@ class Joint:
         self._node("Identity", source, output=f"{prefix}{ends[0]}")
         self.nodes += prefixed.graph.node
         self.weights += prefixed.graph.initializer
+        self.sparse_weights += prefixed.graph.sparse_initializer
         self._node("Identity", f"{prefix}{ends[1]}", output=target)
         self.domains.update((entry.domain, entry.version) for entry in model.opset_import if entry.domain)
         self.ir_version = max(self.ir_version, model.ir_version)
@@ -179,11 +193,12 @@ class Joint:
                 key = plan.graph.digest, seen if plan.graph.frozen_batch else None
                 wanted.setdefault(key, (plan, {}))[1][seen] = None
         for number, ((digest, _), (plan, sights)) in enumerate(wanted.items()):
-            pixels = self._see(plan, list(sights), f"network{number}")
+            prefix = f"{PREFIX}network{number}_"
+            pixels = self._see(plan, list(sights), prefix)
             if len(pixels) > 1:
-                pixels = [self._node("Concat", *pixels, output=f"network{number}_images", axis=0)]
-            model, vectors = level(plan.graph.build_model(), self.opset), f"network{number}_vectors"
-            self._inline(model, f"network{number}_", pixels[0], (INPUT_NAME, OUTPUT_NAME), vectors)
+                pixels = [self._node("Concat", *pixels, output=f"{prefix}images", axis=0)]
+            model, vectors = level(plan.graph.build_model(), self.opset), f"{prefix}vectors"
+            self._inline(model, f"{prefix}backbone_", pixels[0], (INPUT_NAME, OUTPUT_NAME), vectors)
             names = [vectors] if len(sights) == 1 else [f"{vectors}_column{column}_{view}" for column, view in sights]
             if len(sights) > 1:
                 self._split(vectors, names)
@@ -206,7 +221,7 @@ class Joint:
 
     def _see(self, plan: ExtractionPlan, sights: Sequence[_Seen], prefix: str) -> list[str]:
         """The pixels of views of columns."""
-        names = {column: f"{prefix}_column{column}_" for column, _ in sights}
+        names = {column: f"{prefix}column{column}_" for column, _ in sights}
         crops = {column: self._crop(plan, column, name) for column, name in names.items()}
         return [crops[column] if view == "center" else self._mirror(crops[column], names[column])
                 for column, view in sights]  # fmt: skip
@@ -222,10 +237,10 @@ class Joint:
         vectors = [self.vectors[plan.graph.digest, column, view] for view in plan.views.windows]
         if len(vectors) == 1:
             return vectors[0]
-        doubles = [self._node("Cast", one, output=f"{name}_view{i}", to=11) for i, one in enumerate(vectors)]
+        doubles = [self._node("Cast", one, output=f"{name}_view{i}", to=DOUBLE) for i, one in enumerate(vectors)]
         count = self._constant(f"{name}_views", np.float64(len(vectors)))
         mean = self._node("Div", self._node("Sum", *doubles, output=f"{name}_sum"), count, output=f"{name}_mean")
-        return self._node("Cast", mean, output=f"{name}_vector", to=1)
+        return self._node("Cast", mean, output=f"{name}_vector", to=FLOAT)
 
     def _replace(self, stand: Any) -> None:
         """What an extractor makes of its columns, in float64, as the head takes it."""
@@ -245,7 +260,7 @@ class Joint:
                 flags.append(self._flag(name, vector, absent))
         parts = blocks + flags
         joined = parts[0] if len(parts) == 1 else self._node("Concat", *parts, output=f"{target}_joined", axis=1)
-        self._node("Cast", joined, output=target, to=11)
+        self._node("Cast", joined, output=target, to=DOUBLE)
 
     def _flag(self, name: str, vector: str, absent: str | None) -> str:
         """A column of 0 and 1: 1 where the photo is missing, and 0 where none may be."""
@@ -253,7 +268,7 @@ class Joint:
             first = self._constant(f"{name}_first", np.array([0]))
             value = self._node("Gather", vector, first, output=f"{name}_value", axis=1)
             absent = self._node("IsNaN", value, output=f"{name}_absent")
-        return self._node("Cast", absent, output=f"{name}_flag", to=1)
+        return self._node("Cast", absent, output=f"{name}_flag", to=FLOAT)
 
     def _finish(self, value: Any, name: str, elem_type: int, shape: Sequence[Any]) -> Any:
         """An output under its final name, of its final type and shape."""
@@ -261,8 +276,8 @@ class Joint:
 
         tensor = value.name
         if not isinstance(shape[-1], str) or len(shape) == 1:
-            dims = self._constant(f"{name}_shape", np.array([-1, *shape[1:]]))
-            tensor = self._node("Reshape", tensor, dims, output=f"{name}_shaped")
+            dims = self._constant(f"{PREFIX}{name}_shape", np.array([-1, *shape[1:]]))
+            tensor = self._node("Reshape", tensor, dims, output=f"{PREFIX}{name}_shaped")
         if elem_type == onnx.TensorProto.STRING:
             self._node("Identity", tensor, output=name)
         else:

@@ -15,7 +15,7 @@ EMBED, DOMAIN = "Embed", "sktransfer"  # the node that stands for an extractor u
 Array = np.ndarray[Any, Any]
 Link = Literal["softmax", "sigmoid", "shares", "exp", "identity"]
 
-FLOAT, INT64, BOOL, DOUBLE = 1, 7, 9, 11  # onnx.TensorProto's
+FLOAT, INT64, STRING, BOOL, DOUBLE = 1, 7, 8, 9, 11  # onnx.TensorProto's
 
 
 class Nodes(Protocol):

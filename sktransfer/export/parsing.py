@@ -24,6 +24,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sktransfer.export.inverses import InverseTarget
 from sktransfer.export.kernels import KernelClassifier, KernelRegressor
 from sktransfer.export.operators import (
+    STRING,
     AffineMap,
     Calibration,
     Embedding,
@@ -35,6 +36,7 @@ from sktransfer.export.operators import (
     label_array,
 )
 from sktransfer.export.readers import READ, find_operator, read_calibration
+from sktransfer.export.support import TESTED
 from sktransfer.extractor import PretrainedFeatureExtractor
 
 _OPERATORS = (
@@ -104,10 +106,10 @@ class _Nodes:
 
         name: str = self.scope.get_unique_variable_name("constant")
         array = np.asarray(values)
-        elem_type = (
-            onnx.TensorProto.STRING if array.dtype.kind == "O" else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        )
-        flat = [value.encode() for value in array.ravel()] if array.dtype.kind == "O" else array.ravel().tolist()
+        if array.dtype.kind == "O":
+            elem_type, flat = STRING, [text.encode() for text in array.ravel()]
+        else:
+            elem_type, flat = onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.ravel().tolist()
         self.container.add_initializer(name, elem_type, list(array.shape), flat)
         return name
 
@@ -143,6 +145,8 @@ class _Parsing:
         """The outputs of any model: [features], [label, probabilities] or [value]."""
         from skl2onnx._parse import _parse_sklearn, _parse_sklearn_simple_model
 
+        if type(model).__name__ not in TESTED and type(model) not in parsers:  # most converters are made for float32
+            inputs = [self._cast(scope, variable, double=False) for variable in inputs]
         if type(model) in parsers or not isinstance(model, ClassifierMixin):
             return _parse_sklearn(scope, model, inputs, custom_parsers=parsers)
         return _parse_sklearn_simple_model(scope, model, inputs, custom_parsers=parsers)  # no ZipMap behind it
@@ -159,7 +163,7 @@ class _Parsing:
         for _, part, indices in model.transformers_:
             if (isinstance(part, str) and part == "drop") or not indices:
                 continue
-            if len(inputs) > 1 or indices == [0]:
+            if len(inputs) == model.n_features_in_:
                 chosen = [inputs[index] for index in indices]
             else:
                 chosen = [self._slice(scope, inputs[0], indices)]
@@ -167,8 +171,9 @@ class _Parsing:
                 found += chosen
                 continue
             first = part.steps[0][1] if isinstance(part, Pipeline) else part
-            if len(chosen) > 1 and not isinstance(first, (PretrainedFeatureExtractor, ColumnTransformer)):
-                chosen = [self._join(scope, chosen)] if not hasattr(first, "categories_") else chosen
+            apart = isinstance(first, (PretrainedFeatureExtractor, ColumnTransformer)) or hasattr(first, "categories_")
+            if len(chosen) > 1 and not apart:
+                chosen = [self._join(scope, chosen)]
             found += self.parse(scope, part, chosen, custom_parsers)[:1]
         return [self._join(scope, found)] if len(found) > 1 else found
 
@@ -192,9 +197,8 @@ class _Parsing:
     def _parse_scores(self, scope: Any, model: Any, inputs: Any, parsers: Any) -> tuple[Any, bool]:
         """What a classifier is calibrated on: decision function, or probabilities; of two classes the second's."""
         if isinstance(model, Pipeline):
-            inputs = (
-                self.parse_pipeline(scope, Pipeline(model.steps[:-1]), inputs, parsers) if model.steps[:-1] else inputs
-            )
+            for _, step in model.steps[:-1]:
+                inputs = self.parse(scope, step, inputs, parsers)
             model = model.steps[-1][1]
         own = find_operator(model)
         if isinstance(own, (LinearHead, KernelClassifier)):
@@ -241,10 +245,10 @@ class _Parsing:
         return cast.outputs[0]
 
     def _declare(self, scope: Any, operator: Any, inputs: Any) -> Any:
-        from skl2onnx.common.data_types import DoubleTensorType, Int64TensorType, StringTensorType
+        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 
         declared = scope.declare_local_operator(f"Sktransfer{type(operator).__name__}", operator)
-        declared.inputs = list(inputs)
+        declared.inputs = [self._cast(scope, one) if isinstance(one.type, FloatTensorType) else one for one in inputs]
         if operator.classes is not None:
             kind = StringTensorType if label_array(operator.classes).dtype.kind == "O" else Int64TensorType
             declared.outputs.append(scope.declare_local_variable("label", kind([None])))
