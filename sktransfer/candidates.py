@@ -184,11 +184,12 @@ def plan_logits(candidates: Sequence[Candidate], resolve: Resolve) -> dict[Backb
 
 
 def count_plan_macs(plan: ExtractionPlan, cache: EmbeddingCache) -> int:
-    """Multiply-accumulates from the image to the layer, for one image."""
+    """Multiply-accumulates from the image to the layer, for all views of one image."""
     graph = plan.graph
 
     def count() -> dict[str, Any]:
         network = Network(load_model(graph.path, weights=False), graph.path, graph.preprocessing)
         return {"macs": count_macs(network, network.ancestors(cut.tensor for cut in graph.cuts))}
 
-    return int(cache.recall("macs", [COUNT_VERSION, graph.digest, graph.preprocessing.crop], count)["macs"])
+    macs = cache.recall("macs", [COUNT_VERSION, graph.digest, graph.preprocessing.crop], count)["macs"]
+    return int(macs) * len(plan.views.windows)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from sktransfer.preprocessing import Preprocessing
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from sktransfer.preprocessing import Pixels
+from sktransfer.views import Views
 
 
 class Crops:
@@ -19,28 +16,31 @@ class Crops:
     It holds the images of one part of a call, which is as long as memory allows (`count_images`).
     """
 
-    def __init__(self, preprocessings: Iterable[Preprocessing]) -> None:
-        self._waiting = [(preprocessing.geometry, preprocessing) for preprocessing in preprocessings]
+    def __init__(self, views: Iterable[Views]) -> None:
+        self._waiting = list(views)
         self._kept: dict[tuple[bytes, str], Pixels] = {}
 
-    def recall(self, digest: bytes, preprocessing: Preprocessing) -> Pixels | None:
-        """The pixels of an image by its digest; None where nobody has decoded it yet."""
-        return self._kept.get((digest, preprocessing.geometry))
+    def recall(self, digest: bytes, views: Views) -> tuple[Pixels, ...] | None:
+        """The pixels of an image by its digest, for each view; None where nobody has decoded it yet."""
+        found = [self._kept.get((digest, geometry)) for geometry in views.geometries]
+        kept = tuple(pixels for pixels in found if pixels is not None)
+        return kept if len(kept) == len(found) else None
 
-    def cut(self, digest: bytes, image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    def cut(self, digest: bytes, image: Image.Image, views: Views) -> tuple[Pixels, ...]:
         """The pixels of a decoded image for one graph; those for the others are kept until they ask."""
-        for geometry, other in dict(self._waiting).items():
-            self._kept[digest, geometry] = other.resize_and_crop(image)
-        return self._kept[digest, preprocessing.geometry]
+        made = {other.geometries: other.cut(image) for other in {one.geometries: one for one in self._waiting}.values()}
+        for geometries, pixels in made.items():
+            self._kept.update(zip([(digest, geometry) for geometry in geometries], pixels, strict=True))
+        return made[views.geometries]
 
-    def end(self, preprocessing: Preprocessing) -> None:
+    def end(self, views: Views) -> None:
         """One graph has had its images."""
-        self._waiting.remove((preprocessing.geometry, preprocessing))
-        left = {geometry for geometry, _ in self._waiting}
+        self._waiting.remove(views)
+        left = {geometry for one in self._waiting for geometry in one.geometries}
         self._kept = {key: pixels for key, pixels in self._kept.items() if key[1] in left}
 
 
-def count_images(preprocessings: Iterable[Preprocessing], n_bytes: int) -> int:
+def count_images(views: Iterable[Views], n_bytes: int) -> int:
     """Images whose pixels, in every geometry, take so many bytes; at least one."""
-    crops = {preprocessing.geometry: preprocessing.crop for preprocessing in preprocessings}
+    crops = {geometry: one.preprocessing.crop for one in views for geometry in one.geometries}
     return max(1, n_bytes // sum(3 * height * width for height, width in crops.values()))

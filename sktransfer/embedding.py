@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sktransfer.averages import Averages, Batch, Share
 from sktransfer.batching import Batcher
 from sktransfer.blocks import Space
 from sktransfer.cache import open_cache
@@ -24,7 +25,7 @@ from sktransfer.digests import digest_bytes, digest_pixels
 from sktransfer.exceptions import MissingExtraError
 from sktransfer.images import decoding, describe_error, quiet_decoder, read_pixels
 from sktransfer.locations import check_place, is_file, is_remote, locate, read_place
-from sktransfer.options import ExtractionOptions, ExtractionPlan, count_gpu_processes, count_threads, find_space
+from sktransfer.options import ExtractionOptions, ExtractionPlan, count_gpu_processes, count_threads, find_spaces
 from sktransfer.progress import Progress, open_progress
 from sktransfer.references import Images
 from sktransfer.session import open_session
@@ -56,7 +57,8 @@ class Run:
     another plan's Run has decoded, and keeps those of images that this one decodes.
 
     A chunk is claimed in the cache before it is embedded, so that no other process embeds it too, and published
-    before the next one is claimed. What others have claimed is waited for at the end.
+    before the next one is claimed. What others have claimed is waited for at the end. An image is decoded once for all
+    of its views that are not known.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class Run:
         self.images, self.plan, self.options, self.outputs = images, plan, options, outputs
         self.cells, self.progress, self.crops = images.places, progress, crops
         self.cache = open_cache(options.cache_dir)
-        self.space = find_space(plan, options)
+        self.spaces = find_spaces(plan, options)
+        self.vectors = Averages(self.cache, self.spaces)
         self.lock = threading.Lock()
         self.todo: list[int] = []  # cells whose vector is not known
         self.taken = 0  # of them, by threads
@@ -79,7 +82,7 @@ class Run:
         self.same_place = array("q")  # a cell, an earlier one with the same reference, the next cell, …
         self.same_image = array("q")  # a cell, another one with the same content, the next cell, …
         self.broken: dict[int, str] = {}
-        self.hits = self.passes = 0
+        self.hits = self.passes = 0  # images
         self.working = 0  # threads
         self.batcher: Batcher | None = None  # of all threads, on anything but the CPU
         self.finished = threading.Event()
@@ -99,7 +102,7 @@ class Run:
             self._copy()
         finally:
             self.cache.flush()
-            self.cache.count(self.space, self.hits, self.passes, report=verbose and in_worker)
+            self.cache.count(self.spaces[0], self.hits, self.passes, report=verbose and in_worker)
             if own is not None:
                 own.close(*self.cache.reports_of_children())
         return self.broken
@@ -156,8 +159,8 @@ class Run:
         if not digests:
             return {}
         if self.outputs is None:
-            return dict.fromkeys(self.cache.contains(self.space, digests), True)
-        return self.cache.fetch(self.space, digests)
+            return dict.fromkeys(self.vectors.contains(digests), True)
+        return self.vectors.fetch(digests)
 
     # -- work -----------------------------------------------------------------------------------------------------
 
@@ -186,7 +189,7 @@ class Run:
         batch = 1 if self.options.batch_size == "auto" else self.options.batch_size
         # On the CPU, threads run batches of their own and get equal shares; elsewhere batches are put together of all.
         self.least = min(batch, -(-len(self.todo) // n_threads)) if cpu else 1
-        self.block = self.least if cpu else GPU_BLOCK
+        self.block = self.least if cpu else max(1, GPU_BLOCK // len(self.spaces))
         threads = [threading.Thread(target=self._work_and_keep_error, daemon=True) for _ in range(n_threads)]
         with quiet_decoder():
             try:
@@ -249,7 +252,7 @@ class Run:
                 if index not in later and not self.stopped:
                     task = self._identify(index, known.get(index))
                     tasks += [] if task is None else [task]
-            self._embed(tasks, deferred)
+            deferred.update((digest, index) for index, digest, _ in self._embed(tasks))
         finally:
             if claim.id or self.cache.places.n_new >= PART_IMAGES:
                 self.cache.keep_shortcuts()
@@ -335,62 +338,54 @@ class Run:
         self.broken[index] = reason
         self._advance(failed=1)
 
-    def _embed(self, tasks: Sequence[Task], deferred: dict[bytes, int]) -> None:
-        """Take known vectors, compute what nobody has, and put off what others are computing."""
+    def _embed(self, tasks: Sequence[Task], limit: int | None = None) -> list[Task]:
+        """Take known vectors and compute what nobody has, at most `limit` images; returns what is not done.
+
+        That is what others are computing, or what is beyond the limit.
+        """
         tasks = self._take_known(tasks)
         if not tasks:
-            return
-        claim = self.cache.claim(self.space, [digest for _, digest, _ in tasks])
-        deferred.update((digest, index) for index, digest, _ in tasks if digest in claim.held)
-        self._compute([task for task in tasks if task[1] in claim.images], claim)
-        stored = [task for task in tasks if task[1] not in claim.images and task[1] not in claim.held]
-        self._compute(self._take_known(stored), NO_CLAIM)
+            return []
+        share = self.vectors.claim([digest for _, digest, _ in tasks], limit)
+        self._compute([task for task in tasks if task[1] in share.wanted], share)
+        stored = [task for task in tasks if task[1] not in share.wanted and task[1] not in share.waiting]
+        return [*(task for task in tasks if task[1] in share.waiting), *self._take_known(stored)]
 
     def _take_known(self, tasks: Sequence[Task]) -> list[Task]:
         """Fill the rows of known vectors; returns the other tasks."""
         left = set(self._fill_known([index for index, _, _ in tasks], [digest for _, digest, _ in tasks]))
         return [task for task in tasks if task[0] in left]
 
-    def _compute(self, tasks: Sequence[Task], claim: Claim) -> None:
-        """Decode, run and publish; the claim ends, whatever happens."""
-        if not tasks:
-            return
-        digests: list[bytes] = []
-        vectors: list[Embeddings] = [np.empty((0, self.space.n_features), dtype=np.float32)]
+    def _compute(self, tasks: Sequence[Task], share: Share) -> None:
+        """Decode, run and publish; the claims end, whatever happens."""
         try:
             for start in range(0, len(tasks), self.block):
                 if self.stopped:
                     break
-                done = self._run_batch(tasks[start : start + self.block])
-                digests += done[0]
-                vectors += done[1]
+                self._run_batch(tasks[start : start + self.block], share)
                 self.cache.renew()
         finally:
-            self.cache.publish(self.space, digests, np.concatenate(vectors), claim)
+            self.vectors.publish(share)
 
-    def _run_batch(self, tasks: Sequence[Task]) -> tuple[list[bytes], list[Embeddings]]:
-        pixels, digests, indices = [], [], []
+    def _run_batch(self, tasks: Sequence[Task], share: Share) -> None:
+        batch = Batch(share)
         for index, digest, content in tasks:
             try:
-                crop, made_from = self._crop(index, digest, content)
+                seen, made_from = self._see(index, digest, content)
             except Exception as error:
                 self._give_up_on(index, error)
+                batch.drop(digest)
                 continue
-            pixels.append(crop)
-            digests.append(made_from)
-            indices.append(index)
-        if not pixels:
-            return [], []
-        vectors = self._run_pixels(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
-        for index, vector in zip(indices, vectors, strict=True):
+            batch.add(index, digest, made_from, seen)
+        done = batch.finish(self._run_pixels(batch.pixels))
+        for index, vector in done:
             self._store(index, vector)
-        self._advance(passes=len(indices))
-        return digests, [vectors]
+        self._advance(passes=len(done))
 
-    def _crop(self, index: int, digest: bytes, content: Content | None) -> tuple[Pixels, bytes]:
-        """The pixels that the graph takes of an image, and the digest of what they were made from: it may be new."""
-        preprocessing = self.plan.graph.preprocessing
-        kept = self.crops.recall(digest, preprocessing) if self.crops is not None else None
+    def _see(self, index: int, digest: bytes, content: Content | None) -> tuple[Sequence[Pixels], bytes]:
+        """The pixels that the graph takes of an image, for each view, and the digest of what they were made from."""
+        views = self.plan.views
+        kept = self.crops.recall(digest, views) if self.crops is not None else None
         if kept is not None:
             return kept, digest
         if content is None:
@@ -398,19 +393,22 @@ class Run:
             digest = _digest(content)
         with decoding(content, self.options.pixel_range) as image:
             if self.crops is not None:
-                return self.crops.cut(digest, image, preprocessing), digest
-            return preprocessing.resize_and_crop(image), digest
+                return self.crops.cut(digest, image, views), digest
+            return views.cut(image), digest
 
-    def _run_pixels(self, pixels: Pixels) -> Embeddings:
+    def _run_pixels(self, pixels: Sequence[Pixels]) -> Sequence[Embeddings]:
+        if not pixels:
+            return ()
         session = open_session(self.plan.graph, self.plan.device)
         if self.plan.device.is_cpu:
-            return session.run(pixels)
+            parts = (pixels[start : start + self.block] for start in range(0, len(pixels), self.block))
+            return [vector for part in parts for vector in session.run(_stack(part))]
         with self.lock:
             if self.batcher is None:
                 if self.options.batch_size != "auto":
                     session.resize_batch(self.options.batch_size)
                 self.batcher = Batcher(session.run, session.batch_size)
-        return self.batcher.run(pixels)
+        return list(self.batcher.run(_stack(pixels)))
 
     def _read_again(self, index: int) -> Content:
         reference = self._reference(index)
@@ -421,13 +419,11 @@ class Run:
         """Take what other processes publish; compute what they give up, or leave behind when they die."""
         pause = POLL_SECONDS[0]
         while deferred and not self.stopped:
-            left = self._take_known([(index, digest, None) for digest, index in deferred.items()])
-            claim = self.cache.claim(self.space, [digest for _, digest, _ in left], limit=CHUNK_IMAGES[0])
-            self._compute([task for task in left if task[1] in claim.images], claim)
-            progressed = claim.images or len(left) < len(deferred)
-            deferred = {digest: index for index, digest, _ in left if digest not in claim.images}
+            left = self._embed([(index, digest, None) for digest, index in deferred.items()], CHUNK_IMAGES[0])
+            progressed = len(left) < len(deferred)
+            deferred = {digest: index for index, digest, _ in left}
             pause = POLL_SECONDS[0] if progressed else min(2 * pause, POLL_SECONDS[1])
-            if deferred and not claim.images:
+            if deferred and not progressed:
                 time.sleep(pause)
 
     # -- rows and counts ------------------------------------------------------------------------------------------
@@ -465,3 +461,7 @@ def shows_progress(options: ExtractionOptions) -> bool:
 
 def _digest(content: Content) -> bytes:
     return digest_bytes(content) if isinstance(content, bytes) else digest_pixels(content)
+
+
+def _stack(pixels: Sequence[Pixels]) -> Pixels:
+    return pixels[0][None] if len(pixels) == 1 else np.stack(pixels)

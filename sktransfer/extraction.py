@@ -31,6 +31,7 @@ from sktransfer.references import (
     list_references,
     reshape_flat_images,
 )
+from sktransfer.views import Views, ViewsName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ def plan_extraction(
     precision: str = "float32",
     cache_dir: CacheDir = "auto",
     *,
+    views: ViewsName = "center",
     progress: bool = False,
 ) -> ExtractionPlan:
     """Resolve names and files to an ExtractionPlan; no image is read and nothing is run.
@@ -75,7 +77,7 @@ def plan_extraction(
         precision,
         cache,
     )
-    return ExtractionPlan(loaded, graph, resolved_device)
+    return ExtractionPlan(loaded, graph, resolved_device, Views(graph.preprocessing, views))
 
 
 def read_references(X: Any, image_shape: Any) -> References:
@@ -102,6 +104,7 @@ def extract(
     layer: Layer = None,
     pooling: str | None = None,
     preprocessing: str | Preprocessing | None = None,
+    views: ViewsName = "center",
     device: Any = "auto",
     precision: str = "float32",
     batch_size: int | Literal["auto"] = "auto",
@@ -162,7 +165,7 @@ def extract(
         verbose=verbose,
     )
     plan = plan_extraction(
-        backbone, layer, pooling, preprocessing, device, precision, cache_dir, progress=bool(verbose)
+        backbone, layer, pooling, preprocessing, device, precision, cache_dir, views=views, progress=bool(verbose)
     )
     embeddings, failures = extract_references(read_references(images, image_shape), plan, options, out=out)
     return (embeddings, report_failures(failures)) if return_report else embeddings

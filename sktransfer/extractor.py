@@ -38,6 +38,12 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         own way: a map named by `layer` is averaged, and of tokens the class token is taken, or their mean.
     preprocessing : {"imagenet", "tf", "caffe"}, Preprocessing or None, default=None
         None is the backbone's own. Needed where the file does not bring one.
+    views : {"center", "flip", "five_crop"}, default="center"
+        What the network sees of an image, one by one; the features are the mean of the embeddings. "center" is the
+        centre crop; "flip" is the centre crop and its mirror image, at twice the cost; "five_crop" is the centre and
+        the four corners of the resized image, at up to five times the cost. Views with the same pixels cost one pass,
+        so that corners cost nothing along a side where the resize leaves no room, and five crops that are the same for
+        every image are an error. Each view is kept in the cache, and an image is decoded once for all of them.
     device : str or list, default="auto"
         "auto" (CUDA where it works, else the CPU), "cpu", "cuda", "cuda:1", "tensorrt", or a list as for onnxruntime's
         ``providers=``. The environment variable ``SKTRANSFER_DEVICE`` overrides it. One process at a time computes on a
@@ -101,6 +107,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
     (2, 256)
     """
 
+    views = _views = "center"  # of extractors that were pickled when there were no others
+
     def __init__(
         self,
         backbone="default",
@@ -108,6 +116,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         layer=None,
         pooling=None,
         preprocessing=None,
+        views="center",
         device="auto",
         precision="float32",
         batch_size="auto",
@@ -125,6 +134,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         self.layer = layer
         self.pooling = pooling
         self.preprocessing = preprocessing
+        self.views = views
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
@@ -170,6 +180,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         self.graph_digest_ = plan.graph.digest
         self.device_ = plan.device.name
         self._n_embedding = plan.graph.n_features
+        self._views = self.views
         self._columns = references.names or self._default_names(len(references.columns))
         return self
 
@@ -190,7 +201,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
         ImageReadError
             If cells are empty or unreadable and the policy is "error", or more than half are unreadable.
         BackboneError
-            If the file behind `backbone` is not the one seen by `fit`.
+            If the file behind `backbone` is not the one seen by `fit`, or `views` were others.
         """
         check_is_fitted(self)
         options = self._make_options()
@@ -205,6 +216,11 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"The embedding must be the one seen by fit, {self.backbone_} (graph {self.graph_digest_[:12]}). "
                 f"Got {plan.backbone.name} (graph {plan.graph.digest[:12]}) instead: the file, layer, pooling, "
                 "preprocessing or precision changed; bring the former back or fit again."
+            )
+        if self.views != self._views:
+            raise BackboneError(
+                f"views must be those seen by fit, {self._views!r}. Got {self.views!r} instead; bring the former back "
+                "or fit again."
             )
         return plan
 
@@ -271,6 +287,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
             self.device,
             self.precision,
             self.cache_dir,
+            views=self.views,
             progress=bool(self.verbose),
         )
 

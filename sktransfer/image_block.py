@@ -35,7 +35,7 @@ def make_image_block(
     root : str, Path or None, default=None
         Folder that relative paths start from.
     **parameters
-        Further parameters of :class:`PretrainedFeatureExtractor`, for example ``layer``, ``device`` or
+        Further parameters of :class:`PretrainedFeatureExtractor`, for example ``layer``, ``views`` or
         ``broken_images="error"``.
 
     Returns

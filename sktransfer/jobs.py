@@ -17,6 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import sktransfer
+from sktransfer.averages import Averages
 from sktransfer.cache import open_cache
 from sktransfer.digests import digest_bytes, digest_file, digest_pixels
 from sktransfer.embedding import Run
@@ -30,7 +31,7 @@ from sktransfer.extraction import (
 )
 from sktransfer.images import read_pixels
 from sktransfer.locations import locate
-from sktransfer.options import ExtractionOptions, ExtractionPlan, find_space
+from sktransfer.options import ExtractionOptions, ExtractionPlan, find_spaces
 from sktransfer.outputs import replacing
 from sktransfer.progress import Progress
 from sktransfer.references import References, list_images, list_references
@@ -92,6 +93,7 @@ class Job:
             "graph_digest": graph.digest,
             "layer": graph.layer,
             "preprocessing": graph.preprocessing.to_dict(),
+            **({} if self.plan.views.name == "center" else {"views": self.plan.views.name}),
             "provider": self.plan.device.family,
             "n_features": graph.n_features,
             "images": list(self.table.columns),
@@ -360,7 +362,8 @@ class Estimate:
 
 def estimate(job: Job, stretches: Sequence[tuple[int, int]]) -> Estimate:
     """Count what is there, and time some images that are not in the cache yet; nothing is written."""
-    cache, space = open_cache(job.options.cache_dir), find_space(job.plan, job.options)
+    cache = open_cache(job.options.cache_dir)
+    vectors = Averages(cache, find_spaces(job.plan, job.options))
     counts, seen, new = Counter[str](), set[Any](), list[Any]()
     for start, stop in stretches:
         references = _list_references(job.table, job.table.read(start, stop))
@@ -371,7 +374,7 @@ def estimate(job: Job, stretches: Sequence[tuple[int, int]]) -> Estimate:
         seen.update(fresh)
         places = cache.places.recall([name for name in fresh if isinstance(name, str)])
         digests = {name: places.get(name, b"") if isinstance(name, str) else name for name in fresh}
-        known = cache.contains(space, {digest for digest in digests.values() if digest})
+        known = vectors.contains({digest for digest in digests.values() if digest})
         counts["cached"] += sum(digest in known for digest in digests.values())
         new += [fresh[name] for name, digest in digests.items() if digest not in known]
     rate = _measure(job, new)

@@ -15,6 +15,7 @@ from sktransfer.blocks import Space
 from sktransfer.cache import CacheDir
 from sktransfer.devices import Device
 from sktransfer.graph import EmbeddingGraph
+from sktransfer.views import Views
 
 KEY_VERSION = 2  # raise it when decoding or resizing changes what pixels are: every embedding gets a new key
 GPU_PROCESSES_VARIABLE = "SKTRANSFER_GPU_PROCESSES"
@@ -24,11 +25,12 @@ Policy = Literal["error", "nan", "zero"]
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """Which backbone, cut where, on which device."""
+    """Which backbone, cut where, on which device, and what it sees of an image."""
 
     backbone: Backbone
     graph: EmbeddingGraph
     device: Device
+    views: Views
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,11 @@ def count_gpu_processes() -> int:
     return int(text)
 
 
-def find_space(plan: ExtractionPlan, options: ExtractionOptions) -> Space:
-    """What an embedding's key holds beside the digest of its image."""
-    graph, family = plan.graph, plan.device.family
-    context = repr((KEY_VERSION, graph.preprocessing.geometry, graph.digest, family, options.pixel_range))
-    return Space(hashlib.sha256(context.encode()).digest(), plan.backbone.name, graph.layer, graph.n_features)
+def find_spaces(plan: ExtractionPlan, options: ExtractionOptions) -> list[Space]:
+    """What the keys of an image's embeddings hold beside its digest, one for each of its views."""
+    graph, family, spaces = plan.graph, plan.device.family, []
+    for window, geometry in zip(plan.views.windows, plan.views.geometries, strict=True):
+        context = repr((KEY_VERSION, geometry, graph.digest, family, options.pixel_range))
+        layer = graph.layer if window == "center" else f"{graph.layer} ({window})"
+        spaces.append(Space(hashlib.sha256(context.encode()).digest(), plan.backbone.name, layer, graph.n_features))
+    return spaces

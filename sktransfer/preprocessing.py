@@ -112,21 +112,35 @@ class Preprocessing:
         smaller than the crop is surrounded by black. Strips whose resized form would exceed 32 million pixels are
         cropped while they are resized, which moves a pixel by at most one level.
         """
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        width, height = self._resized_size(image.width, image.height)
-        crop_height, crop_width = self.crop
-        left, top = _crop_start(width, crop_width), _crop_start(height, crop_height)
+        image = _convert(image)
+        width, height = size = self._resized_size(image.width, image.height)
+        left, top = start = _crop_start(width, self.crop[1]), _crop_start(height, self.crop[0])
         if width * height > MAX_RESIZED_PIXELS:
-            image = self._resize_the_crop(image, width, height)
-        else:
-            part = (left, top, left + crop_width, top + crop_height)
-            if (width, height) != image.size and left >= 0 <= top:
-                image = resize_part(image, (width, height), part, _FILTERS[self.resample])
-            elif (width, height) != image.size:
-                image = image.resize((width, height), _FILTERS[self.resample])
-            if image.size != (crop_width, crop_height):
-                image = image.crop(part)
+            return np.asarray(self._resize_the_crop(image, size, start))
+        part = (left, top, left + self.crop[1], top + self.crop[0])
+        if size != image.size and left >= 0 <= top:
+            image = resize_part(image, size, part, _FILTERS[self.resample])
+        elif size != image.size:
+            image = image.resize(size, _FILTERS[self.resample])
+        if image.size != self.crop[::-1]:
+            image = image.crop(part)
         return np.asarray(image)
+
+    def resize_and_crop_five(self, image: Image.Image) -> tuple[Pixels, ...]:
+        """Resize once, and crop the centre, the upper left and right, and the lower left and right corner.
+
+        The centre is that of `resize_and_crop`, the corners are those of torchvision's ``FiveCrop``. Along a side that
+        is not longer than the crop's, all five lie in the middle.
+        """
+        image = _convert(image)
+        width, height = size = self._resized_size(image.width, image.height)
+        left, middle, right = _crop_starts(width, self.crop[1])
+        top, centre, bottom = _crop_starts(height, self.crop[0])
+        starts = ((middle, centre), (left, top), (right, top), (left, bottom), (right, bottom))
+        if width * height > MAX_RESIZED_PIXELS:
+            return tuple(np.asarray(self._resize_the_crop(image, size, start)) for start in starts)
+        image = image if size == image.size else image.resize(size, _FILTERS[self.resample])
+        return tuple(np.asarray(image.crop((x, y, x + self.crop[1], y + self.crop[0]))) for x, y in starts)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         if self.resize is None:
@@ -137,11 +151,11 @@ class Preprocessing:
         length = int(self.resize * long / short)
         return (self.resize, length) if width <= height else (length, self.resize)
 
-    def _resize_the_crop(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Crop of the image as if it had been resized to (width, height), in memory bounded by the crop."""
-        crop_height, crop_width = min(self.crop[0], height), min(self.crop[1], width)
-        left, top = _crop_start(width, crop_width), _crop_start(height, crop_height)
-        x, y = image.width / width, image.height / height
+    def _resize_the_crop(self, image: Image.Image, size: tuple[int, int], start: tuple[int, int]) -> Image.Image:
+        """Crop at `start` of the image as if it had been resized to `size`, in memory bounded by the crop."""
+        crop_height, crop_width = min(self.crop[0], size[1]), min(self.crop[1], size[0])
+        left, top = max(start[0], 0), max(start[1], 0)
+        x, y = image.width / size[0], image.height / size[1]
         box = (left * x, top * y, (left + crop_width) * x, (top + crop_height) * y)
         cropped = image.resize((crop_width, crop_height), _FILTERS[self.resample], box=box)
         canvas = Image.new("RGB", (self.crop[1], self.crop[0]))
@@ -165,9 +179,19 @@ class Preprocessing:
         return cls(crop=input_size, resize=resize, scale=scale, mean=mean, std=std, channel_order=order)
 
 
+def _convert(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def _crop_start(size: int, crop: int) -> int:
     # torchvision rounds half to even where it cuts and pads the smaller half first where it extends.
     return round((size - crop) / 2.0) if size >= crop else -((crop - size) // 2)
+
+
+def _crop_starts(size: int, crop: int) -> tuple[int, int, int]:
+    """Where the first, the middle and the last crop begin along a side."""
+    middle = _crop_start(size, crop)
+    return (0, middle, size - crop) if size > crop else (middle, middle, middle)
 
 
 def _is_positive_int(value: Any) -> bool:

@@ -39,6 +39,7 @@ from sktransfer.scoring import (
     score_embeddings,
 )
 from sktransfer.sweep import Embedded, embed_with_all, measure_rate, read_some
+from sktransfer.views import ViewsName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,7 @@ def prefetch(
     layer: str | None = None,
     pooling: str | None = None,
     preprocessing: str | Preprocessing | None = None,
+    views: ViewsName = "center",
     device: Any = "auto",
     precision: str = "float32",
     batch_size: int | Literal["auto"] = "auto",
@@ -72,7 +74,7 @@ def prefetch(
         As for :class:`PretrainedFeatureExtractor`; empty cells are passed over.
     backbones : str, Path or Backbone, or a list of them
         All are resolved before the first image is read.
-    layer, pooling, preprocessing, device, precision, batch_size, root, image_shape, pixel_range, n_jobs, verbose
+    layer, pooling, preprocessing, views, device, precision, batch_size, root, image_shape, pixel_range, n_jobs, verbose
         As for :class:`PretrainedFeatureExtractor`, the same for every backbone.
     cache_dir : "auto" or path, default="auto"
         Where the embeddings go.
@@ -94,7 +96,7 @@ def prefetch(
         raise ValueError('cache_dir must be "auto" or a path. Got None instead, and prefetch would do nothing.')
     options = ExtractionOptions(root=root, pixel_range=pixel_range, batch_size=batch_size, cache_dir=cache_dir,
                                 n_jobs=n_jobs, verbose=verbose)  # fmt: skip
-    plans = [plan_extraction(one, layer, pooling, preprocessing, device, precision, cache_dir)
+    plans = [plan_extraction(one, layer, pooling, preprocessing, device, precision, cache_dir, views=views)
              for one in name_backbones(backbones)]  # fmt: skip
     references = read_references(images, image_shape)
     listed = list_images(references)
@@ -118,6 +120,7 @@ def rank_backbones(
     random_state: int = 0,
     pooling: str | None = None,
     preprocessing: str | Preprocessing | None = None,
+    views: ViewsName = "center",
     device: Any = "auto",
     precision: str = "float32",
     batch_size: int | Literal["auto"] = "auto",
@@ -159,7 +162,7 @@ def rank_backbones(
         Parts of the rows that the interval is made from; 0 leaves it out.
     random_state : int, default=0
         Which parts these are.
-    pooling, preprocessing, device, precision, batch_size, root, image_shape, pixel_range, cache_dir, n_jobs
+    pooling, preprocessing, views, device, precision, batch_size, root, image_shape, pixel_range, cache_dir, n_jobs
         As for :class:`PretrainedFeatureExtractor`, the same for every backbone. With ``cache_dir=None`` the embeddings
         of all candidates are in memory together.
     verbose : bool, default=False
@@ -176,7 +179,7 @@ def rank_backbones(
         - `low` and `high`: an interval of 90 % of the first score, from `n_resamples` random halves of the rows (parts
           of about 500 where there are more than 1,000), each with all classes. Not from a bootstrap, whose copies of
           rows LogME takes for evidence. NaN without at least two halves;
-        - `n_features` and `macs`, multiply-accumulates of an image up to the layer;
+        - `n_features` and `macs`, multiply-accumulates of an image up to the layer, for all of its `views`;
         - `images_per_second`, from encoded bytes to embeddings with `n_jobs` threads: decoding, resizing and forward
           pass of 16 of the images (a batch on a GPU), never from the cache, and without opening the session.
 
@@ -224,7 +227,7 @@ def rank_backbones(
     announce_downloads(chosen, cache, verbose)
 
     def resolve(reference: BackboneReference, layer: Any, pooling: str | None = pooling) -> ExtractionPlan:
-        return plan_extraction(reference, layer, pooling, preprocessing, device, precision, cache_dir,
+        return plan_extraction(reference, layer, pooling, preprocessing, device, precision, cache_dir, views=views,
                                progress=bool(verbose))  # fmt: skip
 
     candidates = list_candidates(chosen, layers, resolve)

@@ -50,9 +50,9 @@ def embed_with_all(
     """
     nowhere: list[Blocks | None] = [None] * len(plans)
     work = list(zip(plans, outputs or nowhere, strict=True))
-    preprocessings = [plan.graph.preprocessing for plan in plans]
+    views = [plan.views for plan in plans]
     n_images = len(images.places)
-    size = n_images if len(plans) == 1 else max(PART_IMAGES, count_images(preprocessings, PART_BYTES))
+    size = n_images if len(plans) == 1 else max(PART_IMAGES, count_images(views, PART_BYTES))
     progress = open_progress(n_images * len(plans)) if shows_progress(options) else None
     broken: dict[int, str] = {}
     try:
@@ -72,13 +72,13 @@ def _embed_part(
     options: ExtractionOptions,
     progress: Progress | None,
 ) -> dict[int, str]:
-    crops = Crops(plan.graph.preprocessing for plan, _ in work) if len(work) > 1 else None
+    crops = Crops(plan.views for plan, _ in work) if len(work) > 1 else None
     broken: dict[int, str] = {}
     for number, (plan, blocks) in enumerate(work, start=1):
         some = replace(images, places=[images.places[index] for index in part])
         found = Run(some, plan, options, blocks, progress, crops).embed_all()
         if crops is not None:
-            crops.end(plan.graph.preprocessing)
+            crops.end(plan.views)
         if progress is not None:
             progress.advance(failed=len(found) * (len(work) - number))
         broken.update((part[position], reason) for position, reason in found.items())

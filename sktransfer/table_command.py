@@ -84,6 +84,7 @@ def plan_job(
     layer: Any,
     pooling: str | None,
     preprocessing: str | None,
+    views: Any,
     device: str,
     cache_dir: Any,
     layout: str,
@@ -96,7 +97,9 @@ def plan_job(
 ) -> Job:
     """Check the options and resolve the backbone, which is fetched where it is not on this machine."""
     chosen = ExtractionOptions(cache_dir=cache_dir, **options)
-    plan = plan_extraction(backbone, layer, pooling, preprocessing, device, cache_dir=cache_dir, progress=progress)
+    plan = plan_extraction(
+        backbone, layer, pooling, preprocessing, device, cache_dir=cache_dir, views=views, progress=progress
+    )
     return Job(table, plan, chosen, target.form, layout, dtype, part_rows, shard, max_failures)
 
 

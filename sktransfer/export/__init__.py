@@ -52,6 +52,7 @@ def export_onnx(
         Fitted, with a :class:`PretrainedFeatureExtractor` in it: a ``Pipeline`` that ends in a classifier, a regressor
         or a transformer, if you like with a ``ColumnTransformer`` of images and other columns at its beginning, or in a
         search, ``FrozenEstimator``, ``TransformedTargetRegressor``, ``CalibratedClassifierCV``, ….
+        With ``views="flip"`` the file mirrors the photo itself; "five_crop" is refused.
     path : str or Path
         The ``.onnx`` file.
     check : sequence, frame or array of n rows, or None

@@ -139,13 +139,14 @@ def _describe_photos(extractor: Any) -> Photos:
 
 
 def _describe_backbones(photos: Sequence[Photos]) -> Iterator[dict[str, Any]]:
-    for plan in {one.plan.graph.digest: one.plan for one in photos}.values():
+    for plan in {(one.plan.graph.digest, one.plan.views.name): one.plan for one in photos}.values():
         yield {
             "name": plan.backbone.name,
             "sha256": plan.backbone.digest,
             "license": plan.backbone.license,
             "source": plan.backbone.source,
             "layer": plan.graph.layer,
+            "views": plan.views.name,
             "graph_digest": plan.graph.digest,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 OPSET = 18  # of a file, at least: `Resize` with antialiasing, and what all converters write
 HEAD_OPSET = 22  # the last one that skl2onnx writes
 PREFIX = "sktransfer_"  # of every name in the graph but those of its inputs and outputs
+_Seen = tuple[int, str]  # column and view
 _ELEMENTS = {"number": DOUBLE, "integer": INT64, "text": STRING}
 
 
@@ -96,7 +98,7 @@ class Joint:
         self.sparse_weights: list[Any] = []
         self.domains: dict[str, int] = {}
         self.ir_version = head.ir_version
-        self.vectors: dict[tuple[str, int], str] = {}  # (graph digest, column) -> its embeddings
+        self.vectors: dict[tuple[str, int, str], str] = {}  # (graph digest, column, view) -> its embeddings
 
     def build(self, outputs: Sequence[Any]) -> onnx.ModelProto:
         """The whole model; `outputs` are those of the head with the names and types they shall have."""
@@ -183,24 +185,24 @@ class Joint:
         return next(entry.name for entry in self.inputs if entry.kind == kind and entry.column == column)
 
     def _embed(self) -> None:
-        """Each network once, over the images of all columns that it is to see."""
-        wanted: dict[tuple[str, int | None], tuple[ExtractionPlan, dict[int, None]]] = {}
+        """Each network once, over all views of the images of all columns that it is to see."""
+        wanted: dict[tuple[str, _Seen | None], tuple[ExtractionPlan, dict[_Seen, None]]] = {}
         for node in self.stands:
             plan = self.photos[_number(node)].plan
-            for column in map(_column, node.input):
-                key = plan.graph.digest, column if plan.graph.frozen_batch else None
-                wanted.setdefault(key, (plan, {}))[1][column] = None
-        for number, ((digest, _), (plan, columns)) in enumerate(wanted.items()):
+            for seen in itertools.product(map(_column, node.input), plan.views.windows):
+                key = plan.graph.digest, seen if plan.graph.frozen_batch else None
+                wanted.setdefault(key, (plan, {}))[1][seen] = None
+        for number, ((digest, _), (plan, sights)) in enumerate(wanted.items()):
             prefix = f"{PREFIX}network{number}_"
-            pixels = [self._crop(plan, column, f"{prefix}column{column}_") for column in columns]
+            pixels = self._see(plan, list(sights), prefix)
             if len(pixels) > 1:
                 pixels = [self._node("Concat", *pixels, output=f"{prefix}images", axis=0)]
             model, vectors = level(plan.graph.build_model(), self.opset), f"{prefix}vectors"
             self._inline(model, f"{prefix}backbone_", pixels[0], (INPUT_NAME, OUTPUT_NAME), vectors)
-            names = [vectors] if len(columns) == 1 else [f"{vectors}_column{column}" for column in columns]
-            if len(columns) > 1:
+            names = [vectors] if len(sights) == 1 else [f"{vectors}_column{column}_{view}" for column, view in sights]
+            if len(sights) > 1:
                 self._split(vectors, names)
-            self.vectors.update(((digest, column), name) for column, name in zip(columns, names, strict=True))
+            self.vectors.update(((digest, *seen), name) for seen, name in zip(sights, names, strict=True))
 
     def _split(self, vectors: str, names: Sequence[str]) -> None:
         import onnx
@@ -217,13 +219,36 @@ class Joint:
         self._inline(model, prefix, photo, (PHOTO_NAME, CROP_NAME), f"{prefix}cropped")
         return f"{prefix}cropped"
 
+    def _see(self, plan: ExtractionPlan, sights: Sequence[_Seen], prefix: str) -> list[str]:
+        """The pixels of views of columns."""
+        names = {column: f"{prefix}column{column}_" for column, _ in sights}
+        crops = {column: self._crop(plan, column, name) for column, name in names.items()}
+        return [crops[column] if view == "center" else self._mirror(crops[column], names[column])
+                for column, view in sights]  # fmt: skip
+
+    def _mirror(self, pixels: str, name: str) -> str:
+        """Images with left and right exchanged."""
+        bounds = {"start": -1, "end": np.iinfo(np.int64).min, "axis": 2, "step": -1}
+        slices = [self._constant(f"{name}mirror_{key}", np.array([value])) for key, value in bounds.items()]
+        return self._node("Slice", pixels, *slices, output=f"{name}mirrored")
+
+    def _average(self, plan: ExtractionPlan, column: int, name: str) -> str:
+        """The embeddings of a column: of several views their mean, in double precision."""
+        vectors = [self.vectors[plan.graph.digest, column, view] for view in plan.views.windows]
+        if len(vectors) == 1:
+            return vectors[0]
+        doubles = [self._node("Cast", one, output=f"{name}_view{i}", to=DOUBLE) for i, one in enumerate(vectors)]
+        count = self._constant(f"{name}_views", np.float64(len(vectors)))
+        mean = self._node("Div", self._node("Sum", *doubles, output=f"{name}_sum"), count, output=f"{name}_mean")
+        return self._node("Cast", mean, output=f"{name}_vector", to=FLOAT)
+
     def _replace(self, stand: Any) -> None:
         """What an extractor makes of its columns, in float64, as the head takes it."""
         photos, target = self.photos[_number(stand)], stand.output[0]
         blocks, flags = [], []
         for column in map(_column, stand.input):
             name = f"{target}_column{column}"
-            vector = self.vectors[photos.plan.graph.digest, column]
+            vector = self._average(photos.plan, column, name)
             if photos.fill is not None:
                 axis = self._constant(f"{name}_axis", np.array([1]))
                 there = self._node("Unsqueeze", self._name("has_image", column), axis, output=f"{name}_there")

@@ -75,6 +75,11 @@ def refuse_unsupported(parts: Iterable[Any], *, checked: bool) -> None:
         Names the estimator and the way out.
     """
     for part in parts:
+        if isinstance(part, PretrainedFeatureExtractor) and part.views == "five_crop":
+            raise ValueError(
+                'A PretrainedFeatureExtractor can be exported only with views="center" or "flip", which are made from '
+                "the centre crop. Got views='five_crop' instead; set another one and fit again."
+            )
         if isinstance(part, (str, *_OURS)):
             continue
         name = type(part).__name__
