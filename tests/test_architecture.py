@@ -16,6 +16,7 @@ FLOORS = {
         "blocks",
         "database",
         "digests",
+        "distributed.workers",
         "exceptions",
         "folders",
         "intervals",
@@ -61,6 +62,9 @@ FLOORS = {
         "adaptation.transport",
         "configurations",
         "crops",
+        "distributed.dask_cluster",
+        "distributed.ray_cluster",
+        "distributed.spark_cluster",
         "locations",
         "rank_plot",
         "ranking.logits",
@@ -122,10 +126,16 @@ FLOORS = {
         "transfer",
         "verification",
     },
-    10: {"demo", "image_block", "jobs", "model_commands", "scoring"},
-    11: {"selection", "table_command"},
-    12: {"rank_command"},
-    13: {"cli"},
+    10: {"demo", "distributed.batches", "image_block", "jobs", "model_commands", "scoring"},
+    11: {
+        "distributed.dask_frame",
+        "distributed.ray_dataset",
+        "distributed.spark_frame",
+        "selection",
+        "table_command",
+    },
+    12: {"distributed.frames", "distributed.parts", "rank_command"},
+    13: {"cli", "distributed"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 
@@ -179,7 +189,7 @@ def test_the_floors_here_are_those_of_the_design_page():
 
 def test_import_brings_neither_onnx_nor_pandas_nor_any_extra():
     heavy = ["onnx", "pandas", "matplotlib", "torch", "pyarrow", "tqdm", "typer", "polars", "huggingface_hub"]
-    heavy += ["httpx2", "filelock"]
+    heavy += ["httpx2", "filelock", "ray", "pyspark", "dask", "distributed", "sktransfer.distributed"]
     code = (  # scikit-learn and onnxruntime may bring some of them themselves
         "import sys, sklearn.linear_model, onnxruntime; before = set(sys.modules); import sktransfer; "
         f"print([name for name in {heavy} if name in sys.modules and name not in before])"
