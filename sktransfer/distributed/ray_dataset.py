@@ -52,10 +52,8 @@ def extract_dataset(
 
     Raises
     ------
-    MissingExtraError
-        If Ray is not installed.
-    BackboneError
-        If the backbone cannot be used, or is not the one seen by the extractor's `fit`.
+    MissingExtraError, BackboneError
+        As `extract_dataframe`.
     """
     data = import_optional("ray.data", "ray")
     embedder = plan_batches(extractor, image_column)
