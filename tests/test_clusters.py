@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -30,8 +32,11 @@ pytestmark = [
     # What the engines warn of is about themselves and each other.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Spark (local mode|version) does.* support stage-level scheduling:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Spark session is not provided:UserWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+WORKER = re.compile("ray::(call|IDLE)|pyspark.worker|spawn_main")  # in the command line of a process that does parts
 N_PHOTOS, N_BROKEN, N_ROWS = 600, 20, 5000
 
 
@@ -48,6 +53,7 @@ def shared(tmp_path_factory):
         patch.setenv("COUNTING_LOG", str(folder / "rows.log"))
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path])))
         patch.setenv("PYSPARK_PYTHON", sys.executable)
+        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")  # starts in half the time
         yield folder
 
 
@@ -203,9 +209,16 @@ def command(shared, rows):
         line = [sys.executable, "-m", "sktransfer.cli", "extract", shared / "t.csv", "-o", f"{output}/"]
         line += ["--column", "photo", "--root", shared, "--missing-images", "nan", "--part-rows", "100"]
         line += ["--cache-dir", f"{output}-cache", "--progress", "json", *arguments]
-        return subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(
+            subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
 
-    return start
+    started = []
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +253,24 @@ def test_the_command_goes_on_when_a_worker_is_killed(command, one, tmp_path, eng
     process = command(tmp_path / "out", "--engine", engine)
     wait_for_parts(tmp_path / "out", 3)
     children = psutil.Process(process.pid).children(recursive=True)
-    max(filter(is_python, children), key=lambda child: child.cpu_times().user).kill()
+    workers = [child for child in children if WORKER.search(" ".join(child.cmdline()))]
+    max(workers, key=lambda worker: worker.cpu_times().user).kill()
     status, out, progress = finish(process)
     assert (status, out, progress["done"]) == (0, "", progress["total"])
     assert list_bytes(tmp_path / "out") == one
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
-def is_python(process):
-    """Whether it is a worker: Ray renames its own, the others keep the name of the interpreter."""
-    return process.name().startswith("ray::call") or "pyspark.daemon" in process.cmdline() or "spawn" in process.name()
+def test_a_command_that_is_killed_and_restarted_does_only_the_unfinished_parts(command, one, tmp_path, dask_client):
+    arguments = tmp_path / "out", "--engine", "dask", "--address", dask_client.scheduler.address
+    process = command(*arguments)
+    wait_for_parts(tmp_path / "out", 5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = wait_for_parts(tmp_path / "out", 5)
+    assert len(finished) < 40
+    status, _, progress = finish(command(*arguments))
+    again = wait_for_parts(tmp_path / "out", len(one) - 2)
+    assert {name: again[name] for name in finished} == finished
+    assert (status, progress["done"] < progress["total"]) == (0, False)
+    assert list_bytes(tmp_path / "out") == one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +32,8 @@ def open_ray(address: str | None, needs: Needs) -> Iterator[Workers]:
     def count() -> int:
         return int(ray.cluster_resources().get("CPU", 0)) // needs.threads
 
-    try:
-        yield Workers(lambda function, *arguments: call.remote(function, arguments).future(), count)
+    try:  # Ray writes of every worker that dies to stdout, whatever it is told of logs
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield Workers(lambda function, *arguments: call.remote(function, arguments).future(), count)
     finally:
         ray.shutdown()
