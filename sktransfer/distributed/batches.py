@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pickle
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class BatchEmbedder:
         if taken := {*new, *new.values()}.intersection(names):
             raise ValueError(f"Columns must not have the name of a new one. Rename {min(taken)!r}.")
 
-    @cached_property
+    @property
     def plan(self) -> ExtractionPlan:
         """What this worker computes.
 
@@ -60,10 +61,8 @@ class BatchEmbedder:
         BackboneError
             If it is not what was planned where the work was shared out.
         """
-        plan = plan_extraction(device=self.parameters["device"], **_select(self.parameters, _EMBEDDING))
-        if plan.graph.digest != self.digest:
-            raise _describe_other(plan.backbone.name, plan.graph.digest, self.backbone, self.digest)
-        return plan
+        chosen = _select(self.parameters, ("device", *_EMBEDDING))
+        return _plan_once(pickle.dumps((chosen, self.backbone, self.digest)))
 
     def embed(self, images: pd.DataFrame) -> dict[str, Any]:
         """The new columns as arrays of pyarrow.
@@ -141,6 +140,16 @@ def plan_batches(extractor: PretrainedFeatureExtractor, image_column: str | Sequ
     embedder = BatchEmbedder(columns, parameters, backbone.name, graph.digest, graph.n_features)
     embedder._options()  # refuses those that do not fit
     return embedder
+
+
+@functools.lru_cache(maxsize=8)
+def _plan_once(pickled: bytes) -> ExtractionPlan:
+    """A worker gets many tasks, and without a cache on disk a plan reads the whole network."""
+    chosen, backbone, digest = pickle.loads(pickled)  # noqa: S301 - our own
+    plan = plan_extraction(**chosen)
+    if plan.graph.digest != digest:
+        raise _describe_other(plan.backbone.name, plan.graph.digest, backbone, digest)
+    return plan
 
 
 def _select(parameters: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
