@@ -36,6 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Spark session is not provided:UserWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 WORKER = re.compile("ray::(call|IDLE)|pyspark.worker|spawn_main")  # in the command line of a process that does parts
 N_PHOTOS, N_BROKEN, N_ROWS = 600, 20, 5000
 
@@ -145,7 +146,10 @@ def use_ray(data, rows, extractor):
 def use_dask(client, rows, extractor):
     from dask.dataframe import from_pandas
 
-    return pa.Table.from_pandas(extract_dataframe(from_pandas(rows, npartitions=8), "photo", extractor).compute())
+    found = extract_dataframe(from_pandas(rows, npartitions=8), "photo", extractor).compute()
+    vectors = found[[f"small_{i}" for i in range(8)]].to_numpy()
+    found["small"] = [vector if vector.sum() == vector.sum() else None for vector in vectors]
+    return pa.Table.from_pandas(found)
 
 
 def use_spark(session, rows, extractor):
@@ -170,6 +174,18 @@ def test_a_worker_that_is_killed_costs_nothing(request, cluster, use, rows, expe
     extractor.set_params(preprocessing=DyingPreprocessing(**size, armed=str(tmp_path / "armed")))
     check(use(request.getfixturevalue(cluster), rows, extractor).sort_by("id"), expected)
     assert not (tmp_path / "armed").exists()
+
+
+@pytest.mark.parametrize(("cluster", "engine"), [("ray_data", "ray"), ("dask_client", "dask"), ("spark", "spark")])
+def test_the_recipe_of_the_page_runs(request, cluster, engine, rows, expected, shared, tmp_path):
+    request.getfixturevalue(cluster)
+    (tmp_path / "photos").symlink_to(shared)
+    rows.to_parquet(tmp_path / "listings.parquet")
+    code = re.search(rf"```python {engine}\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[1]
+    exec(compile(code.replace("/data/", f"{tmp_path}/"), PAGE.name, "exec"), {})
+    found = pd.concat(map(pd.read_parquet, sorted((tmp_path / f"features-{engine}").glob("*.parquet"))))
+    assert sorted(found["id"]) == list(range(N_ROWS))
+    assert found["photo_error"].notna().sum() == len(expected[1])
 
 
 # -- searches -----------------------------------------------------------------------------------------------------

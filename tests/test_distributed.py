@@ -137,6 +137,19 @@ def test_names_in_the_way_and_names_that_are_not_there_are_named(extractor):
         batch.refuse_taken(["photo", "small"])
 
 
+def test_the_page_has_recipes_that_compile_and_links_that_lead_somewhere():
+    page = FOLDER.parent.parent / "docs" / "scale.md"
+    blocks = re.findall(r"```python (.*?)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert [language for language, code in blocks if compile(code, page.name, "exec")] == [
+        "ray",
+        "spark",
+        "dask",
+        "no-run",
+    ]
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 # -- engines that are not there -----------------------------------------------------------------------------------
 
 

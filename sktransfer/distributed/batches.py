@@ -14,7 +14,7 @@ import numpy as np
 from sktransfer.backbones import anchor_reference
 from sktransfer.cache import open_cache
 from sktransfer.exceptions import BackboneError, ImageFailure
-from sktransfer.extraction import fill_output, plan_embedding, plan_extraction
+from sktransfer.extraction import fill_output, name_features, plan_embedding, plan_extraction
 from sktransfer.extractor import PretrainedFeatureExtractor
 from sktransfer.options import ExtractionOptions, ExtractionPlan
 from sktransfer.references import list_references
@@ -43,13 +43,18 @@ class BatchEmbedder:
         names = [f"{column}_{self.backbone}" if several else self.backbone for column in self.columns]
         return dict(zip(names, [f"{column}_error" for column in self.columns], strict=True))
 
-    def refuse_taken(self, names: Collection[str]) -> None:
+    @property
+    def features(self) -> list[str]:
+        """Names of the features, for an engine that wants a column for each."""
+        return name_features(self.columns, self.backbone, self.n_features, add_indicator=False)
+
+    def refuse_taken(self, names: Collection[str], new: Collection[str] = ()) -> None:
         """Refuse rows that lack a column of images, or have one with the name of a new one."""
         for column in self.columns:
             if column not in names:
                 raise ValueError(f"image_column must name a column. Got {column!r} instead of one of {list(names)}.")
-        new = self.new_columns
-        if taken := {*new, *new.values()}.intersection(names):
+        reserved = {*(new or self.new_columns), *self.new_columns.values()}
+        if taken := reserved.intersection(names):
             raise ValueError(f"Columns must not have the name of a new one. Rename {min(taken)!r}.")
 
     @property

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sktransfer._optional import import_optional
 from sktransfer.distributed.batches import BatchEmbedder, plan_batches
 
@@ -16,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def extract_dask(frame: Any, image_column: str | Sequence[str], extractor: PretrainedFeatureExtractor) -> Any:
-    """Append lists of float32 and reasons (columns of pandas' ArrowDtype) to a frame of Dask, lazily.
+    """Append a column of float32 for each feature, and reasons, to a frame of Dask, lazily: see `extract_dataframe`.
 
-    See `extract_dataframe`.
+    Not lists in one column: Dask does not shuffle those of pandas' ArrowDtype, and pandas cannot read a Parquet file in
+    which it has written them; of objects Dask infers no Parquet schema.
     """
     import_optional("dask.dataframe", "dask")
     import_optional("pyarrow", "dask")
     embedder = plan_batches(extractor, image_column)
-    embedder.refuse_taken(list(frame.columns))
+    embedder.refuse_taken(list(frame.columns), embedder.features)
     append = functools.partial(_append, embedder)
     return frame.map_partitions(append, meta=append(frame._meta))
 
@@ -32,4 +35,7 @@ def _append(embedder: BatchEmbedder, part: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     arrays = embedder.embed(part)
-    return part.assign(**{name: pd.arrays.ArrowExtensionArray(array) for name, array in arrays.items()})
+    blocks = [np.asarray(arrays[name].values).reshape(len(part), embedder.n_features) for name in embedder.new_columns]
+    vectors = pd.DataFrame(np.hstack(blocks), part.index, pd.Index(embedder.features))  # NaN where a list is null
+    reasons = {name: pd.array(arrays[name].to_pylist(), dtype="string") for name in embedder.new_columns.values()}
+    return pd.concat([part, vectors], axis=1).assign(**reasons)

@@ -32,6 +32,7 @@ def extract_dataframe(frame: Any, image_column: str | Sequence[str], extractor: 
         All columns and, for each of images, lists of float32 named after the backbone (for several columns
         ``<column>_<backbone>``) and ``<column>_error``: null, or what failed. A row without a usable image has NaN or
         zeros if the extractor says so, and null under its default, "error": one broken file must not end a job of many.
+        In Dask, a column of float32 for each feature (``<backbone>_<i>``), with NaN for null.
 
     Raises
     ------
