@@ -140,7 +140,7 @@ ray_data, dask_client, spark = start(open_ray), start(open_dask), start(open_spa
 
 def use_ray(data, rows, extractor):
     dataset = extract_dataset(data.from_pandas(rows).repartition(20), "photo", extractor, concurrency=2, batch_size=100)
-    return pa.Table.from_pandas(dataset.to_pandas())
+    return pa.concat_tables(sys.modules["ray"].get(dataset.to_arrow_refs()))
 
 
 def use_dask(client, rows, extractor):
@@ -269,7 +269,7 @@ def test_the_command_goes_on_when_a_worker_is_killed(command, one, tmp_path, eng
     process = command(tmp_path / "out", "--engine", engine)
     wait_for_parts(tmp_path / "out", 3)
     children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if WORKER.search(" ".join(child.cmdline()))]
+    workers = [child for child in children if WORKER.search(" ".join(child.as_dict(["cmdline"])["cmdline"] or ""))]
     max(workers, key=lambda worker: worker.cpu_times().user).kill()
     status, out, progress = finish(process)
     assert (status, out, progress["done"]) == (0, "", progress["total"])

@@ -83,7 +83,7 @@ def test_several_columns_have_names_of_their_own(extractor, photo_files):
     found = batch.append(rows)
     new = ["front_small", "front_error", "kitchen_small", "kitchen_error"]
     assert found.column_names == ["front", "i", "kitchen", *new]
-    assert str(found.schema.field("front_small").type) == "fixed_size_list<item: float>[8]"
+    assert str(found.schema.field("front_small").type) == "list<item: float>"
     assert found.select(rows.column_names) == rows
 
 

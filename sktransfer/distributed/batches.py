@@ -72,7 +72,7 @@ class BatchEmbedder:
     def embed(self, images: pd.DataFrame) -> dict[str, Any]:
         """The new columns as arrays of pyarrow.
 
-        For each column of images: fixed-size lists of float32, and texts that say what failed (null where nothing did).
+        For each column of images: lists of float32, and texts that say what failed (null where nothing did).
         Where there is no usable image, the extractor's policy says what the list is: "nan" and "zero" as in `extract`,
         null under "error", since one broken file must not end a job of many. In a cell with several images, those that
         fail are left out of the mean. No row is dropped or moved.
@@ -171,8 +171,11 @@ def _describe_other(name: str, digest: str, wanted: str, wanted_digest: str) -> 
 def _list_vectors(vectors: np.ndarray[Any, Any], null: np.ndarray[Any, Any]) -> Any:
     import pyarrow as pa
 
-    flat = pa.array(np.ascontiguousarray(vectors).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(null))
+    # Not fixed-size lists: Spark knows none, and pyarrow 18 writes none with a null to Parquet.
+    offsets = np.concatenate([[0], np.cumsum(np.where(null, 0, vectors.shape[1]))])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(vectors[~null].ravel()), mask=pa.array(null)
+    )
 
 
 def _list_reasons(failures: Sequence[ImageFailure], n: int, column: str) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def _append(embedder: BatchEmbedder, part: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     arrays = embedder.embed(part)
-    blocks = [np.asarray(arrays[name].values).reshape(len(part), embedder.n_features) for name in embedder.new_columns]
-    vectors = pd.DataFrame(np.hstack(blocks), part.index, pd.Index(embedder.features))  # NaN where a list is null
+    vectors = np.full((len(part), len(embedder.features)), np.nan, dtype=np.float32)
+    for block, name in zip(np.hsplit(vectors, len(embedder.columns)), embedder.new_columns, strict=True):
+        block[np.asarray(arrays[name].is_valid())] = np.asarray(arrays[name].values).reshape(-1, embedder.n_features)
+    features = pd.DataFrame(vectors, part.index, pd.Index(embedder.features))
     reasons = {name: pd.array(arrays[name].to_pylist(), dtype="string") for name in embedder.new_columns.values()}
-    return pd.concat([part, vectors], axis=1).assign(**reasons)
+    return pd.concat([part, features], axis=1).assign(**reasons)

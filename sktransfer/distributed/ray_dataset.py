@@ -47,7 +47,7 @@ def extract_dataset(
     Returns
     -------
     ray.data.Dataset
-        With the columns that `extract_dataframe` adds, as fixed-size lists of float32. Ray keeps the order of rows if
+        With the columns that `extract_dataframe` adds. Ray keeps the order of rows if
         ``ExecutionOptions.preserve_order`` is set; else carry an id along.
 
     Raises

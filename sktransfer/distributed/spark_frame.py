@@ -31,11 +31,4 @@ def extract_spark(frame: Any, image_column: str | Sequence[str], extractor: Pret
 
 
 def _append(embedder: BatchEmbedder, batches: Iterator[Any]) -> Iterator[Any]:
-    import pyarrow as pa
-
-    for batch in batches:
-        table = embedder.append(batch)
-        for name in embedder.new_columns:  # Spark knows no lists of one size
-            index = table.schema.get_field_index(name)
-            table = table.set_column(index, name, table.column(index).cast(pa.list_(pa.float32())))
-        yield table
+    return map(embedder.append, batches)
