@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -226,6 +227,15 @@ def _find_model(path: Path) -> Path:
 def pin_reference(reference: str | os.PathLike[str] | Backbone) -> str | os.PathLike[str] | Backbone:
     """An alias replaced by the name it stands for; anything else as it is."""
     return resolve_alias(reference) if isinstance(reference, str) else reference
+
+
+def anchor_reference(reference: str | os.PathLike[str] | Backbone) -> str | os.PathLike[str] | Backbone:
+    """The same reference for a process in another folder: an alias by its name, a path from the root."""
+    if isinstance(reference, Backbone):
+        return dataclasses.replace(reference, path=reference.path.absolute())
+    pinned = pin_reference(reference)
+    is_path = not is_registered(str(pinned)) and os.path.exists(os.fspath(reference))
+    return os.path.abspath(reference) if is_path else pinned
 
 
 def place_entry(entry: Entry) -> Path:

@@ -72,6 +72,8 @@ def extract(
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part in DIR/.")] = 4096,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n shares, from 1/n to n/n.")] = "1/1",
+    engine: Annotated[str | None, typer.Option(help="ray, spark or dask: its workers do the parts.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of the engine's cluster; None starts one here.")] = None,
     max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more images cannot be read.")] = None,
     report: Annotated[Path | None, typer.Option(help="A .csv file for all failures.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and write nothing.")] = False,
@@ -93,9 +95,12 @@ def extract(
     _check_choice("--progress", progress, ("bar", "json", "none"))
     target = table_command.find_target(output, output_format)
     table_command.refuse_same(source=source, output=target.path, report=report)
-    table = table_command.open_source(source, column, delimiter, target.form, labels=labels_from_folders)
-    job = table_command.plan_job(
-        table,
+    _check_engine(engine, address, shard, output if not target.in_parts else None)
+    request = table_command.make_request(
+        source,
+        column,
+        delimiter,
+        labels_from_folders,
         target,
         root=source if source.is_dir() else root,
         backbone=backbone,
@@ -116,10 +121,16 @@ def extract(
         max_failures=max_failures,
         progress=not quiet and progress != "none",
     )
+    job = table_command.open_job(request)
     if dry_run:
         typer.echo(table_command.describe_estimate(job, target))
         return
-    failed = table_command.run_job(job, target, "none" if quiet else progress, report, typer.echo)
+    write = None
+    if engine is not None:
+        from sktransfer.distributed.parts import write_on
+
+        write = write_on(engine, address, request)
+    failed = table_command.run_job(job, target, "none" if quiet else progress, report, typer.echo, write)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -244,6 +255,18 @@ def predict(
 def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}. Got {value!r} instead.")
+
+
+def _check_engine(engine: str | None, address: str | None, shard: str, file: str | None) -> None:
+    if engine is None:
+        if address is not None:
+            raise ValueError(f"--address is of a cluster of --engine ray, spark or dask. Got {address!r} without one.")
+        return
+    _check_choice("--engine", engine, ("ray", "spark", "dask"))
+    if file is not None:
+        raise ValueError(f"--engine writes a folder of parts. Got the file {file!r} instead; pass -o DIR/.")
+    if shard != "1/1":
+        raise ValueError(f"--engine shares out the parts by itself. Got --shard {shard} beside it; leave it out.")
 
 
 cache_app = typer.Typer(help="The embeddings kept on disk.", no_args_is_help=True)

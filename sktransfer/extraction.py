@@ -14,7 +14,7 @@ from sktransfer.cache import CacheDir, open_cache
 from sktransfer.devices import resolve_device
 from sktransfer.embedding import Embeddings, Run
 from sktransfer.exceptions import ImageFailure, ImageReadError, ImageReadWarning
-from sktransfer.graph import Layer, plan_graph
+from sktransfer.graph import EmbeddingGraph, Layer, plan_graph
 from sktransfer.images import describe_reference
 from sktransfer.layers import POOLINGS
 from sktransfer.options import ExtractionOptions, ExtractionPlan, Policy
@@ -55,6 +55,24 @@ def plan_extraction(
 
     A backbone that is not on this machine is fetched, with a progress bar if `progress` is true.
     """
+    loaded, graph = plan_embedding(backbone, layer, pooling, preprocessing, precision, cache_dir, progress=progress)
+    resolved_device = resolve_device(device)
+    if precision == "float16" and resolved_device.is_cpu:
+        raise ValueError('precision="float16" needs a GPU. Got the CPU instead; use "float32".')
+    return ExtractionPlan(loaded, graph, resolved_device, Views(graph.preprocessing, views))
+
+
+def plan_embedding(
+    backbone: str | os.PathLike[str] | Backbone,
+    layer: Layer = None,
+    pooling: str | None = None,
+    preprocessing: str | Preprocessing | None = None,
+    precision: str = "float32",
+    cache_dir: CacheDir = "auto",
+    *,
+    progress: bool = False,
+) -> tuple[Backbone, EmbeddingGraph]:
+    """The part of `plan_extraction` that is the same on every machine: no device is asked for."""
     if pooling is not None and pooling not in POOLINGS:
         raise ValueError(f"pooling must be None or one of {', '.join(map(repr, POOLINGS))}. Got {pooling!r} instead.")
     if layer is not None and not isinstance(layer, str):
@@ -65,9 +83,6 @@ def plan_extraction(
         raise ValueError(f'precision must be "float32" or "float16". Got {precision!r} instead.')
     cache = open_cache(cache_dir)
     loaded = find_backbone(backbone, cache, progress=progress)
-    resolved_device = resolve_device(device)
-    if precision == "float16" and resolved_device.is_cpu:
-        raise ValueError('precision="float16" needs a GPU. Got the CPU instead; use "float32".')
     graph = plan_graph(
         loaded.path,
         loaded.digest,
@@ -77,7 +92,7 @@ def plan_extraction(
         precision,
         cache,
     )
-    return ExtractionPlan(loaded, graph, resolved_device, Views(graph.preprocessing, views))
+    return loaded, graph
 
 
 def read_references(X: Any, image_shape: Any) -> References:

@@ -217,12 +217,15 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"Got {plan.backbone.name} (graph {plan.graph.digest[:12]}) instead: the file, layer, pooling, "
                 "preprocessing or precision changed; bring the former back or fit again."
             )
+        self._check_views()
+        return plan
+
+    def _check_views(self) -> None:
         if self.views != self._views:
             raise BackboneError(
                 f"views must be those seen by fit, {self._views!r}. Got {self.views!r} instead; bring the former back "
                 "or fit again."
             )
-        return plan
 
     def get_feature_names_out(self, input_features=None):
         """Names of the features: ``<backbone>_<i>``, or ``<column>_<backbone>_<i>`` for several columns of images.

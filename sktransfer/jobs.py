@@ -7,8 +7,8 @@ import importlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,8 +172,13 @@ def write_file(job: Job, path: Path, progress: Progress | None = None) -> Outcom
     return outcome
 
 
-def write_parts(job: Job, folder: Path, progress: Progress | None = None) -> Outcome:
+PartWriter = Callable[[Sequence[int], Progress | None], Generator[Outcome, None, None]]  # in any order
+
+
+def write_parts(job: Job, folder: Path, progress: Progress | None = None, write: PartWriter | None = None) -> Outcome:
     """Write a Parquet file for each part of the table; those that an earlier run finished are left as they are.
+
+    `write` has `write_part` done elsewhere; None does one part after the other in this process.
 
     A part with images that could not be read is tried again by the next run, and is not written where `broken_images`
     is "error". When the last part of the table is there, a manifest is written beside them.
@@ -194,7 +199,7 @@ def write_parts(job: Job, folder: Path, progress: Progress | None = None) -> Out
     except Timeout as error:
         raise ValueError(f"{folder} must be written by one process a shard. Another one is at this shard.") from error
     try:
-        outcome = _write_shard(job, folder, progress)
+        outcome = _write_shard(job, folder, progress, write)
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -226,21 +231,24 @@ def claim_folder(job: Job, folder: Path, *, write: bool = True) -> None:
         )
 
 
-def _write_shard(job: Job, folder: Path, progress: Progress | None) -> Outcome:
+def _write_shard(job: Job, folder: Path, progress: Progress | None, write: PartWriter | None) -> Outcome:
     outcome, todo = Outcome(), []
-    for part in job.parts():
-        stated = find_part(job, folder, part[0])
+    for number, _, _ in job.parts():
+        stated = find_part(job, folder, number)
         if stated is None:
-            todo.append(part)
+            todo.append(number)
         else:
             outcome.kept_parts += 1
             outcome.rows += stated["rows"]
             outcome.images += stated["n_images"]
             outcome.failures += [ImageFailure(**failure) for failure in stated["failures"]]
-    for number, start, stop in todo:
-        for left in folder.glob(f".{_name_part(number).removesuffix('.parquet')}-*"):
-            left.unlink(missing_ok=True)  # a run that was killed
-        _write_part(job, folder / _name_part(number), start, stop, outcome, progress)
+    here = (write_part(job, folder, number, progress) for number in todo)
+    with closing(here if write is None else write(todo, progress)) as parts:
+        for part in parts:
+            for name in ("rows", "images", "failures"):
+                setattr(outcome, name, getattr(outcome, name) + getattr(part, name))
+            _refuse_too_many(job, outcome)
+    outcome.failures.sort(key=lambda failure: failure.row)
     _apply_policy(job, outcome)
     _write_manifest(job, folder)
     return outcome
@@ -273,22 +281,23 @@ def _identify(job: Job) -> str:
     return digest_bytes(json.dumps([job.describe(), policies, shape, o.pixel_range]).encode()).hex()
 
 
-def _write_part(job: Job, path: Path, start: int, stop: int, outcome: Outcome, progress: Progress | None) -> None:
-    part = Outcome()
-    kept, embeddings = _embed_part(job, start, stop, part, progress)
-    for name in ("rows", "images", "failures"):
-        setattr(outcome, name, getattr(outcome, name) + getattr(part, name))
+def write_part(job: Job, folder: Path, number: int, progress: Progress | None = None) -> Outcome:
+    """Write the file of one part, whole or not at all; none where images fail and `broken_images` is "error"."""
+    name = _name_part(number)
+    for left in folder.glob(f".{name.removesuffix('.parquet')}-*"):
+        left.unlink(missing_ok=True)  # a run that was killed
+    part, start, n_rows = Outcome(), number * job.part_rows, job.table.n_rows
+    kept, embeddings = _embed_part(job, start, min(start + job.part_rows, n_rows), part, progress)
     if part.broken and job.options.broken_images == "error":
-        _refuse_too_many(job, outcome)
-        return
+        return part
     stated = {**job.state(), "job": _identify(job), "rows": part.rows, "n_images": part.images,
               "failures": [dataclasses.asdict(failure) for failure in part.failures]}  # fmt: skip
     with (
-        replacing(path) as temporary,
+        replacing(folder / name) as temporary,
         open_writer(temporary, "parquet", job.features, job.lists, job.dtype, stated) as writer,
     ):
         writer.write(kept, embeddings)
-    _refuse_too_many(job, outcome)
+    return part
 
 
 def _embed_part(

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sktransfer.backbones import anchor_reference
 from sktransfer.cache import open_cache
 from sktransfer.checks import check_images
 from sktransfer.exceptions import ImageFailure, ImageReadError
 from sktransfer.extraction import plan_extraction, report_failures
-from sktransfer.jobs import Job, claim_folder, count_images, estimate, unfinished_parts, write_file, write_parts
+from sktransfer.jobs import (
+    Job,
+    PartWriter,
+    claim_folder,
+    count_images,
+    estimate,
+    unfinished_parts,
+    write_file,
+    write_parts,
+)
 from sktransfer.options import ExtractionOptions
 from sktransfer.outputs import replacing
 from sktransfer.progress import open_progress
@@ -103,6 +113,49 @@ def plan_job(
     return Job(table, plan, chosen, target.form, layout, dtype, part_rows, shard, max_failures)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, from which any process opens the same job."""
+
+    source: Path
+    columns: Sequence[str] | None
+    delimiter: str | None
+    from_folders: bool
+    target: Target
+    options: Mapping[str, Any]  # of plan_job
+
+    def anchor(self) -> Request:
+        """The same for a process in another folder, which shows no progress."""
+        root, cache_dir = self.options["root"], self.options["cache_dir"]
+        changed = {
+            "backbone": anchor_reference(self.options["backbone"]),
+            "root": root if root is None else Path(root).absolute(),
+            "cache_dir": cache_dir if cache_dir == "auto" else Path(cache_dir).absolute(),
+            "progress": False,
+        }
+        target = replace(self.target, path=self.target.path.absolute())
+        return replace(self, source=self.source.absolute(), target=target, options={**self.options, **changed})
+
+
+def make_request(
+    source: Path,
+    columns: Sequence[str] | None,
+    delimiter: str | None,
+    from_folders: bool,
+    target: Target,
+    **options: Any,
+) -> Request:
+    """The options are those of `plan_job`."""
+    return Request(source, columns, delimiter, from_folders, target, options)
+
+
+def open_job(request: Request) -> Job:
+    """Open the table, and plan."""
+    form = request.target.form
+    table = open_source(request.source, request.columns, request.delimiter, form, labels=request.from_folders)
+    return plan_job(table, request.target, **request.options)
+
+
 def describe_estimate(job: Job, target: Target) -> str:
     """What a dry run says."""
     stretches = _list_stretches(job, target)
@@ -123,7 +176,9 @@ def describe_estimate(job: Job, target: Target) -> str:
     return "\n".join(lines)
 
 
-def run_job(job: Job, target: Target, progress: str, report: Path | None, say: Say) -> int:
+def run_job(
+    job: Job, target: Target, progress: str, report: Path | None, say: Say, write: PartWriter | None = None
+) -> int:
     """Do it, and say what was done and what failed; the number of images that could not be read."""
     if report is not None:
         check_output(report, "csv")
@@ -132,7 +187,7 @@ def run_job(job: Job, target: Target, progress: str, report: Path | None, say: S
     try:
         n_images = count_images(job, stretches)
         bar = open_progress(n_images, progress) if progress != "none" else None
-        outcome = (write_parts if target.in_parts else write_file)(job, target.path, bar)
+        outcome = write_parts(job, target.path, bar, write) if target.in_parts else write_file(job, target.path, bar)
     except ImageReadError as error:
         _show_failures(error.failures, report, say)
         text = str(error).replace('broken_images="nan" or "zero"', "--broken-images nan or zero")

@@ -1,6 +1,7 @@
 import functools
 import gc
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -30,7 +31,11 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 
 def pytest_report_header():
     assets = os.environ.get("SKTRANSFER_ASSETS")
-    return f"SKTRANSFER_ASSETS: {assets or 'unset, so the tests on real models and photos are skipped'}"
+    absent = [name for name in ("ray", "pyspark", "distributed") if importlib.util.find_spec(name) is None]
+    return [
+        f"SKTRANSFER_ASSETS: {assets or 'unset, so the tests on real models and photos are skipped'}",
+        f"not installed, so slow tests on their clusters are skipped: {', '.join(absent) or 'none'}",
+    ]
 
 
 @pytest.fixture(scope="session")

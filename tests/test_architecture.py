@@ -16,6 +16,7 @@ FLOORS = {
         "blocks",
         "database",
         "digests",
+        "distributed.workers",
         "exceptions",
         "folders",
         "intervals",
@@ -61,6 +62,9 @@ FLOORS = {
         "adaptation.report",
         "adaptation.transport",
         "configurations",
+        "distributed.dask_cluster",
+        "distributed.ray_cluster",
+        "distributed.spark_cluster",
         "export.operators",
         "geometry",
         "locations",
@@ -129,10 +133,27 @@ FLOORS = {
         "transfer",
         "verification",
     },
-    10: {"demo", "export.columns", "export.plain", "image_block", "jobs", "model_commands", "scoring"},
-    11: {"export.readers", "export.support", "selection", "table_command"},
-    12: {"export.parsing", "rank_command"},
-    13: {"export.drafts"},
+    10: {
+        "demo",
+        "distributed.batches",
+        "export.columns",
+        "export.plain",
+        "image_block",
+        "jobs",
+        "model_commands",
+        "scoring",
+    },
+    11: {
+        "distributed.dask_frame",
+        "distributed.ray_dataset",
+        "distributed.spark_frame",
+        "export.readers",
+        "export.support",
+        "selection",
+        "table_command",
+    },
+    12: {"distributed.frames", "distributed.parts", "export.parsing", "rank_command"},
+    13: {"distributed", "export.drafts"},
     14: {"export"},
     15: {"export_command"},
     16: {"cli"},
@@ -189,7 +210,7 @@ def test_the_floors_here_are_those_of_the_design_page():
 
 def test_import_brings_neither_onnx_nor_pandas_nor_any_extra():
     heavy = ["onnx", "pandas", "matplotlib", "torch", "pyarrow", "tqdm", "typer", "polars", "huggingface_hub"]
-    heavy += ["httpx2", "filelock"]
+    heavy += ["httpx2", "filelock", "ray", "pyspark", "dask", "distributed", "sktransfer.distributed"]
     code = (  # scikit-learn and onnxruntime may bring some of them themselves
         "import sys, sklearn.linear_model, onnxruntime; before = set(sys.modules); import sktransfer; "
         f"print([name for name in {heavy} if name in sys.modules and name not in before])"
