@@ -202,7 +202,7 @@ def finetune(
     source: Annotated[Path, typer.Argument(help="A folder with one folder of images for each class, or a table.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the model, its page and its curve.")],
     backbone: Backbone = "default",
-    trainable: Annotated[str, typer.Option(help="last_stage, all, a stage, or a tensor.")] = "last_stage",
+    trainable: Annotated[str, typer.Option(help="last_third, last_stage, all, a stage or a tensor.")] = "last_third",
     source_weight: Annotated[float, typer.Option(help="How hard weights are pulled to those they had.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="Times that each image is seen.")] = 30,
     learning_rate: Annotated[float, typer.Option(help="Of Adam, the largest.")] = 1e-3,

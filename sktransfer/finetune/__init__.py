@@ -21,7 +21,7 @@ def finetune_backbone(
     y: Any,
     *,
     groups: Any = None,
-    trainable: str = "last_stage",
+    trainable: str = "last_third",
     source_weight: float = 1.0,
     C: float = 1.0,
     epochs: int = 30,
@@ -61,9 +61,9 @@ def finetune_backbone(
         Labels; floats are the values of a regression.
     groups : array-like of shape (n,), optional
         Images of one group (photos by one person) are held out together.
-    trainable : "last_stage", "all" or str
-        What is trained: the last stage of convolutions, the whole network, or what stands behind a tensor ("stage2",
-        or a name that ``sktransfer models layers`` lists).
+    trainable : "last_third", "last_stage", "all" or str
+        What is trained: the last stages with at least a third of the convolutions, the last one, the whole network, or
+        what stands behind a tensor ("stage2", or a name that ``sktransfer models layers`` lists).
     source_weight : float >= 0
         How hard weights are pulled to those they had; infinity leaves them there. It counts against the summed loss:
         twice the images halve its effect.

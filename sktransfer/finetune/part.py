@@ -93,7 +93,7 @@ class TrainedPart:
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """Embed what `source` holds for n images: float32 (n, …) -> (n, d)."""
-        found = self._compute(x)[self.cut.tensor].float()
+        found = self._compute(x)[self.cut.tensor]
         if self._rounds:  # onnxruntime's CPU computes such networks in float32 and rounds what they return
             found = found + (found.half().float() - found).detach()
         return pool(found, self.cut)

@@ -14,7 +14,7 @@ AUGMENTATIONS = (None, "flip+crop")
 class Recipe:
     """The parameters are described in `finetune_backbone`."""
 
-    trainable: str = "last_stage"
+    trainable: str = "last_third"
     source_weight: float = 1.0
     C: float = 1.0
     epochs: int = 30
@@ -40,7 +40,8 @@ class Recipe:
             raise ValueError(f'augment must be None or "flip+crop". Got {self.augment!r} instead.')
         if not isinstance(self.trainable, str) or not self.trainable:
             raise ValueError(
-                f'trainable must be "last_stage", "all" or the name of a tensor. Got {self.trainable!r} instead.'
+                'trainable must be "last_third", "last_stage", "all" or the name of a tensor. '
+                f"Got {self.trainable!r} instead."
             )
         if self.early_stopping and not self.validation_fraction:
             raise ValueError("validation_fraction must be > 0 with early_stopping=True. Got 0 instead.")

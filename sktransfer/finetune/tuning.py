@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,20 +125,27 @@ def find_source(network: Network, trainable: str, cut: Cut) -> str:
     if trainable == "all":
         return network.image_input.name
     points = find_cut_points(network, cut.tensor)[:-1]
-    if trainable == "last_stage":
+    if trainable in ("last_third", "last_stage"):
+        least = count_layers(network.ancestors([cut.tensor])) / 3 if trainable == "last_third" else 1
         for stage in reversed(find_stages(network)):
-            behind = network.between(stage, [cut.tensor]) if stage in points else []
-            if any(node.op_type in CONVOLUTIONS | LINEAR for node in behind):
+            if stage in points and count_layers(network.between(stage, [cut.tensor])) >= least:
                 return stage
-        raise BackboneError(f'{network.path} has no stage to train; use trainable="all", or name a tensor.')
+        raise BackboneError(
+            f'{network.path} has no stage that {trainable!r} could begin at; use trainable="all", or name a tensor.'
+        )
     tensor = resolve_layer(network, trainable, None).tensor if trainable not in points else trainable
     if tensor not in points:
         near = ", ".join(map(repr, points[-4:]))
         raise BackboneError(
-            f'trainable must be "last_stage", "all", or a stage or tensor of {network.path} that all ways to the '
-            f"embedding go through. Got {trainable!r} instead; the last such tensors are {near}."
+            f'trainable must be "last_third", "last_stage", "all", or a stage or tensor of {network.path} that all '
+            f"ways to the embedding go through. Got {trainable!r} instead; the last such tensors are {near}."
         )
     return tensor
+
+
+def count_layers(nodes: Sequence[onnx.NodeProto]) -> int:
+    """Convolutions and linear layers."""
+    return sum(node.op_type in CONVOLUTIONS | LINEAR for node in nodes)
 
 
 def _find_torch_device(device: Device) -> str:
