@@ -19,6 +19,7 @@ from sktransfer.exceptions import (
 from sktransfer.export import export_onnx
 from sktransfer.extraction import extract
 from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.finetune import finetune_backbone
 from sktransfer.image_block import make_image_block
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.quantization import quantize_backbone
@@ -54,6 +55,7 @@ __all__ = [
     "duplicate_groups",
     "export_onnx",
     "extract",
+    "finetune_backbone",
     "h_score",
     "leep_score",
     "linear_probe_score",

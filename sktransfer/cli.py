@@ -211,6 +211,55 @@ def rank(
 
 
 @app.command()
+def finetune(
+    source: Annotated[Path, typer.Argument(help="A folder with one folder of images for each class, or a table.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the model, its page and its curve.")],
+    backbone: Backbone = "default",
+    trainable: Annotated[str, typer.Option(help="last_third, last_stage, all, a stage or a tensor.")] = "last_third",
+    source_weight: Annotated[float, typer.Option(help="How hard weights are pulled to those they had.")] = 1.0,
+    epochs: Annotated[int, typer.Option(help="Times that each image is seen.")] = 30,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam, the largest.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    augment: Annotated[str, typer.Option(help="flip+crop or none.")] = "flip+crop",
+    views: Annotated[int, typer.Option(help="Random crops of each image.")] = 4,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the images that is held out.")] = 0.1,
+    fresh_weights: Annotated[bool, typer.Option("--fresh-weights", help="Begin from random weights.")] = False,
+    seed: Annotated[int, typer.Option(help="Of crops, split and order.")] = 0,
+    column: Annotated[str | None, typer.Option(help="The column of images of a table.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of labels of a table.")] = None,
+    groups: Annotated[str | None, typer.Option(help="A column of a table whose equal cells stay together.")] = None,
+    regression: Annotated[bool, typer.Option("--regression", help="The labels are numbers to be predicted.")] = False,
+    root: Root = None,
+    preprocessing: Annotated[str | None, typer.Option(help="imagenet, tf or caffe, if the file states none.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    delimiter: Delimiter = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where what the frozen part yields is kept.")] = None,
+    jobs: Jobs = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Train the last part of a backbone on labelled images. Needs sktransfer[torch].
+
+    Writes an .onnx file that is used like any backbone, a page about it, and a picture of its learning curve.
+    """
+    from sktransfer import finetune_command, rank_command
+
+    finetune_command.check_folder(output)
+    labelled = rank_command.read_labelled(
+        source, column, label, groups, root, delimiter, from_folders=source.is_dir(), regression=regression
+    )
+    recipe = {
+        "trainable": trainable, "source_weight": source_weight, "epochs": epochs, "learning_rate": learning_rate,
+        "batch_size": batch_size, "augment": None if augment == "none" else augment, "n_views": views,
+        "validation_fraction": validation_fraction, "early_stopping": validation_fraction > 0,
+        "fresh_weights": fresh_weights, "random_state": seed,
+    }  # fmt: skip
+    finetune_command.finetune(
+        labelled, backbone, output, typer.echo, recipe=recipe, preprocessing=preprocessing, device=device,
+        cache_dir="auto" if cache_dir is None else cache_dir, n_jobs=jobs, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
 def export(
     pipeline: Annotated[Path, typer.Argument(help="A fitted pipeline: .skops, or with --trusted .joblib.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file.")],

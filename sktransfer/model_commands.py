@@ -94,10 +94,13 @@ def _describe_entry(name: str) -> dict[str, object]:
 
 
 def _describe_backbone(backbone: Backbone) -> dict[str, object]:
+    from sktransfer.finetune.card import describe_card
+    from sktransfer.finetune.card import read_card as read_finetuning
     from sktransfer.network import describe_file
     from sktransfer.quantization import read_card
 
-    card = read_card(describe_file(backbone.path)["metadata"])
+    metadata = describe_file(backbone.path)["metadata"]
+    card, tuned = read_card(metadata), read_finetuning(metadata)
     return {
         "name": backbone.name,
         "source": backbone.source,
@@ -107,6 +110,7 @@ def _describe_backbone(backbone: Backbone) -> dict[str, object]:
         "preprocessing": backbone.preprocessing
         or 'not stated; pass preprocessing="imagenet", "tf", "caffe" or your own',
         "default layer": backbone.layer or "penultimate, found from the graph",
+        "fine-tuned": "" if tuned is None else describe_card(tuned),
         "card": "none" if card is None else f"int8 of {card.name} (SHA-256 {card.digest}); {_describe_distance(card)}",
     }
 

@@ -18,19 +18,17 @@ import onnxruntime as ort
 
 from sktransfer.backbones import Backbone, load_backbone, resolve_preprocessing
 from sktransfer.cache import NO_CACHE
+from sktransfer.derived import check_output, describe_origin, install
 from sktransfer.devices import CPU
-from sktransfer.digests import digest_file
 from sktransfer.exceptions import BackboneError, ImageReadError
 from sktransfer.extraction import describe_failure, plan_extraction, read_references
 from sktransfer.images import decode_content, describe_error, quiet_decoder
 from sktransfer.locations import read_content
-from sktransfer.network import METADATA_KEY, METADATA_PREFIX, Network, load_model
-from sktransfer.outputs import replacing
+from sktransfer.network import METADATA_PREFIX, Network, load_model
 from sktransfer.preprocessing import Preprocessing
 from sktransfer.references import References, list_images
 from sktransfer.session import EmbeddingSession
 from sktransfer.silence import silence
-from sktransfer.sources import store_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -164,7 +162,7 @@ def make_twin(
     loaded = load_backbone(backbone)
     resolved = resolve_preprocessing(loaded, preprocessing, NO_CACHE)
     original = replace(loaded, preprocessing=resolved)
-    target = None if output is None else _check_output(Path(output))
+    target = None if output is None else check_output(Path(output))
     network = Network(load_model(original.path), original.path, resolved)
     _check_network(network)
     pixels = _read_images(read_references(images, image_shape), resolved, root, verbose)
@@ -172,7 +170,7 @@ def make_twin(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{original.name}-int8.onnx"
         _write_twin(network, pixels[~held_out], path, verbose)
-        _annotate(path, _describe(original))
+        _annotate(path, describe_origin(original, "int8"))
         quantized = Backbone(path.stem, path, preprocessing=resolved, layer=original.layer)
         sessions = [_open(original), _open(quantized)]
         card = QuantizationCard(
@@ -183,7 +181,7 @@ def make_twin(
         if complaint:
             return Twin(loaded, card, speedup, complaint)
         _annotate(path, {CARD_KEY: json.dumps(asdict(card))})
-        return Twin(load_backbone(_install(path, target)), card, speedup, "")
+        return Twin(load_backbone(install(path, target, "int8")), card, speedup, "")
 
 
 def read_card(metadata: dict[str, str]) -> QuantizationCard | None:
@@ -192,12 +190,6 @@ def read_card(metadata: dict[str, str]) -> QuantizationCard | None:
         return QuantizationCard(**json.loads(metadata[CARD_KEY]))
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _check_output(path: Path) -> Path:
-    if path.suffix != ".onnx" or not path.parent.is_dir():
-        raise ValueError(f"output must be the path of an .onnx file in an existing folder. Got {str(path)!r} instead.")
-    return path
 
 
 def _check_network(network: Network) -> None:
@@ -367,16 +359,6 @@ def _find_complaint(card: QuantizationCard, speedup: float) -> str:
 # Keeping it
 
 
-def _describe(original: Backbone) -> dict[str, str]:
-    assert original.preprocessing is not None
-    entries = {
-        METADATA_KEY: json.dumps(original.preprocessing.to_dict()),
-        f"{METADATA_PREFIX}source": f"int8 of {original.name} ({original.source})",
-        f"{METADATA_PREFIX}license": original.license,
-    }
-    return entries if original.layer is None else {**entries, f"{METADATA_PREFIX}layer": original.layer}
-
-
 def _annotate(path: Path, entries: dict[str, str]) -> None:
     """Add entries to the metadata of the file, and drop onnxruntime's own."""
     import onnx
@@ -386,13 +368,3 @@ def _annotate(path: Path, entries: dict[str, str]) -> None:
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, kept | entries)
     onnx.save(model, path)
-
-
-def _install(path: Path, target: Path | None) -> Path:
-    """Copy the file to where it is kept: `target`, or a place of its own among the fetched backbones."""
-    if target is None:
-        target = store_folder() / "int8" / digest_file(path)[:16] / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary:
-        temporary.write_bytes(path.read_bytes())
-    return target
