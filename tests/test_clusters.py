@@ -191,6 +191,17 @@ def test_the_recipe_of_the_page_runs(request, cluster, engine, rows, expected, s
 # -- searches -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def joblib_as_it_was():
+    """Ray puts its own pool under that of joblib's backend "multiprocessing", for all that come behind."""
+    from joblib.pool import PicklingPool
+
+    bases = PicklingPool.__bases__
+    yield
+    PicklingPool.__bases__ = bases
+
+
+@pytest.mark.usefixtures("joblib_as_it_was")
 @pytest.mark.parametrize(("backend", "cluster"), [("dask", "dask_client"), ("ray", "ray_data"), ("spark", "spark")])
 def test_a_search_costs_one_pass_an_image(request, shared, extractor, own_backbone_file, backend, cluster):
     request.getfixturevalue(cluster)
