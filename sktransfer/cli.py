@@ -250,7 +250,7 @@ def finetune(
     recipe = {
         "trainable": trainable, "source_weight": source_weight, "epochs": epochs, "learning_rate": learning_rate,
         "batch_size": batch_size, "augment": None if augment == "none" else augment, "n_views": views,
-        "validation_fraction": validation_fraction, "early_stopping": validation_fraction > 0,
+        "validation_fraction": validation_fraction,
         "fresh_weights": fresh_weights, "random_state": seed,
     }  # fmt: skip
     finetune_command.finetune(

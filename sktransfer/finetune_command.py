@@ -57,7 +57,7 @@ def finetune(
     )  # fmt: skip
     card, curve = tuned.card, None
     if importlib.util.find_spec("matplotlib"):
-        plot_history(card.history, card.metric, output / CURVE)
+        plot_history(card.history, card.metric, output / CURVE, early_stopping=card.recipe["early_stopping"])
         curve = CURVE
     page = write_page(card, tuned.backbone.name, tuned.backbone.digest, tuned.backbone.license, curve)
     (output / PAGE).write_text(page, "utf-8")

@@ -303,7 +303,7 @@ def test_weights_stay_the_nearer_to_the_source_the_harder_they_are_pulled(residu
 
 
 def test_training_lowers_the_loss(tune):
-    card = read_card(describe_file(tune(epochs=20, augment=None, batch_size=6).path)["metadata"])
+    card = read_card(describe_file(tune(epochs=20, augment=None, batch_size=6, learning_rate=0.01).path)["metadata"])
     losses = [epoch[0] for epoch in card.history]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -352,6 +352,15 @@ def test_fresh_weights_do_not_depend_on_those_of_the_source(tmp_path, tune):
 
 
 # The file
+
+
+def test_early_stopping_keeps_the_epoch_with_the_least_loss_held_out(tune):
+    options = {"augment": None, "batch_size": 4, "learning_rate": 0.02}
+    stopped = tune(epochs=6, early_stopping=True, **options)
+    losses = [epoch[1] for epoch in read_card(describe_file(stopped.path)["metadata"]).history]
+    last = tune(epochs=6, name="last.onnx", **options)
+    same = all(np.array_equal(value, weights_of(last.path)[name]) for name, value in weights_of(stopped.path).items())
+    assert same == (min(losses) == losses[-1])
 
 
 def test_the_file_has_the_operators_and_names_of_the_original(residual, tune):
@@ -433,7 +442,7 @@ def test_floats_are_a_regression(tune):
 
 
 def test_all_images_are_learnt_from_on_request(tune):
-    card = read_card(describe_file(tune(validation_fraction=0, early_stopping=False).path)["metadata"])
+    card = read_card(describe_file(tune(validation_fraction=0).path)["metadata"])
     assert (card.n_images, card.n_held_out, card.before, card.after) == (24, 0, None, None)
 
 
@@ -450,7 +459,7 @@ def test_an_unreadable_image_is_named(tune):
      ({"source_weight": -1}, "source_weight must be a number >= 0. Got -1 instead"),
      ({"learning_rate": 0}, "learning_rate must be a number > 0. Got 0 instead"),
      ({"augment": "mixup"}, 'augment must be None or "flip.crop". Got \'mixup\' instead'),
-     ({"validation_fraction": 0}, "validation_fraction must be > 0 with early_stopping=True"),
+     ({"validation_fraction": 0, "early_stopping": True}, "validation_fraction must be > 0 with early_stopping=True"),
      ({"trainable": 3}, 'trainable must be "last_third"'),
      ({"output": "tuned.txt"}, "output must be the path of an .onnx file in an existing folder")],
 )  # fmt: skip

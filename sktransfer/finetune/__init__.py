@@ -23,14 +23,14 @@ def finetune_backbone(
     groups: Any = None,
     trainable: str = "last_third",
     source_weight: float = 1.0,
-    C: float = 1.0,
+    C: float = 0.1,
     epochs: int = 30,
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     augment: str | None = "flip+crop",
     n_views: int = 4,
     validation_fraction: float = 0.1,
-    early_stopping: bool = True,
+    early_stopping: bool = False,
     fresh_weights: bool = False,
     adapt_batch_norm: bool = False,
     random_state: int = 0,
@@ -83,7 +83,8 @@ def finetune_backbone(
     validation_fraction : float from 0 to 0.5
         Share of the images, or of the groups, that is held out to judge by.
     early_stopping : bool
-        Keep the weights of the epoch with the least loss on the images held out, instead of the last ones.
+        Keep the weights of the epoch with the least loss on the images held out, instead of the last ones: rarely
+        better, since the learning rate falls to zero, and noisy where few images are held out.
     fresh_weights : bool
         Begin from random weights (structure transfer); nothing is pulled then, and batch normalisations adapt.
     adapt_batch_norm : bool
@@ -128,8 +129,8 @@ def finetune_backbone(
     Notes
     -----
     The file's metadata state the recipe, and the accuracy (R²) of a linear model on the embeddings of the images held
-    out, before and after; ``sktransfer models show`` prints it. Held-out images choose the epoch, so theirs is a
-    little too good. The same images and seed give the same file with ``n_jobs=1`` on one machine.
+    out, before and after; ``sktransfer models show`` prints it. Early stopping makes the latter a little too good. The
+    same images and seed give the same file with ``n_jobs=1`` on one machine.
 
     Fine-tune on training data alone: embeddings of images that it has seen tell their labels too well.
 

@@ -11,8 +11,11 @@ from sktransfer._optional import import_optional
 History = Sequence[Sequence[float | None]]
 
 
-def plot_history(history: History, metric: str, path: str | os.PathLike[str]) -> None:
-    """Write the picture of a card's `history`: loss, loss and score of the images held out, a row for each epoch."""
+def plot_history(history: History, metric: str, path: str | os.PathLike[str], *, early_stopping: bool = False) -> None:
+    """Write the picture of a card's `history`: loss, loss and score of the images held out, a row for each epoch.
+
+    The epoch whose weights are kept is marked: the last, or with `early_stopping` that of the least loss held out.
+    """
     figure_module = import_optional("matplotlib.figure", "plot")
     agg = import_optional("matplotlib.backends.backend_agg", "plot")
     columns = [[math.nan if value is None else value for value in column] for column in zip(*history, strict=True)]
@@ -24,12 +27,12 @@ def plot_history(history: History, metric: str, path: str | os.PathLike[str]) ->
     axes[0].plot(epochs, loss, color="tab:blue", label="learnt from")
     axes[0].set(xlabel="epoch", ylabel="loss", title="loss")
     if has_held_out:
-        best = min(range(len(loss)), key=lambda index: held_out_loss[index])
         axes[0].plot(epochs, held_out_loss, color="tab:orange", label="held out")
         axes[1].plot(epochs, score, color="tab:orange")
         axes[1].set(xlabel="epoch", ylabel=metric, title=f"{metric}, held out")
+        kept = min(range(len(loss)), key=held_out_loss.__getitem__) if early_stopping else len(loss) - 1
         for axis, values in zip(axes, (held_out_loss, score), strict=True):
-            axis.plot([best + 1], [values[best]], "o", color="tab:orange", label="least loss held out")
+            axis.plot([kept + 1], [values[kept]], "o", color="tab:orange", label="kept")
             axis.legend(fontsize="small")
     for axis in axes:
         axis.grid(alpha=0.3)

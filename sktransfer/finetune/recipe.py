@@ -16,14 +16,14 @@ class Recipe:
 
     trainable: str = "last_third"
     source_weight: float = 1.0
-    C: float = 1.0
+    C: float = 0.1
     epochs: int = 30
     learning_rate: float = 1e-3
     batch_size: int = 64
     augment: str | None = "flip+crop"
     n_views: int = 4
     validation_fraction: float = 0.1
-    early_stopping: bool = True
+    early_stopping: bool = False
     random_state: int = 0
     fresh_weights: bool = False
     adapt_batch_norm: bool = False
