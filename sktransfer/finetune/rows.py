@@ -10,7 +10,8 @@ import numpy as np
 
 from sktransfer.backbones import Backbone
 from sktransfer.cache import CacheDir
-from sktransfer.extraction import extract_references, plan_extraction
+from sktransfer.exceptions import ImageReadError
+from sktransfer.extraction import describe_failure, extract_references, plan_extraction, summarise_failures
 from sktransfer.finetune.views import Pixels, crop_and_flip, make_pixels
 from sktransfer.network import Network
 from sktransfer.options import ExtractionOptions, count_threads
@@ -108,7 +109,11 @@ def compute_rows(
             references, images, chosen, 1, lambda image, _: p.resize_and_crop(image), p.crop, root, n_threads
         )
     else:
-        own = prefix.extract(References((listed,), references.names), p, options)[None]
+        try:
+            own = prefix.extract(References((listed,), references.names), p, options)[None]
+        except ImageReadError as error:  # of rows of `listed`, and with advice for `extract`
+            failures = [describe_failure(references, images, chosen[one.row], one.reason) for one in error.failures]
+            raise ImageReadError(f"{summarise_failures(failures)}.", failures) from error
     if not n_views:
         return Rows(own, prefix.network)
     crops = make_pixels(references, images, chosen, n_views, crop_and_flip(p, random_state), p.crop, root, n_threads)
