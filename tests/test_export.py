@@ -413,6 +413,20 @@ def test_two_columns_of_photos_go_through_one_network(network, table, labels, tm
     assert sum(node.op_type == "Conv" for node in model.graph.node) == 2
 
 
+def test_every_column_of_photos_keeps_its_root_and_its_range_of_pixels(network, many, labels, tmp_path):
+    for side, photos in (("front", many), ("back", many[::-1])):
+        (tmp_path / side).mkdir()
+        for index, pixels in enumerate(photos):
+            (tmp_path / side / f"{index}.png").write_bytes(encode(Image.fromarray(pixels)))
+    extractors = [(PretrainedFeatureExtractor(network, root=tmp_path / side), [side]) for side in ("front", "back")]
+    extractors.append((PretrainedFeatureExtractor(network, pixel_range=(0, 510)), ["array"]))
+    names = [f"{index}.png" for index in range(N)]
+    frame = pd.DataFrame({"front": names, "back": names, "array": [2 * one.astype(np.uint16) for one in many]})
+    pipeline = make_pipeline(compose.make_column_transformer(*extractors), scale(), linear_model.LogisticRegression())
+    report = export_onnx(pipeline.fit(frame, labels), tmp_path / "a.onnx", check=frame)
+    assert report.max_difference < 1e-5
+
+
 def test_a_column_of_the_table_that_is_no_number_is_named(network, table, labels, tmp_path):
     columns = compose.make_column_transformer((PretrainedFeatureExtractor(network), ["photo"]), (scale(), ["price"]))
     export_onnx(make_pipeline(columns, linear_model.LogisticRegression()).fit(table, labels), tmp_path / "a.onnx")

@@ -45,11 +45,9 @@ def read_columns(X: Any, columns: Mapping[int, str], image_shape: Any) -> dict[s
     return {name: cells[:, position].tolist() for position, name in columns.items()}
 
 
-def compare(
-    model: ExportedModel, estimator: Any, X: Any, columns: Mapping[str, Sequence[Any]], root: Any
-) -> Comparison:
+def compare(model: ExportedModel, estimator: Any, X: Any, columns: Mapping[str, Sequence[Any]]) -> Comparison:
     """How far the file is from the estimator on the rows of X."""
-    found = raise_failures(model.predict(columns, root)).outputs
+    found = raise_failures(model.predict(columns)).outputs
     if "features" in found:
         return Comparison(*_differ(found["features"], np.asarray(estimator.transform(X)), relative=True), None)
     expected = np.asarray(estimator.predict(X))

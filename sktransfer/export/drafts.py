@@ -23,6 +23,8 @@ from sktransfer.export.plain import make_plain
 from sktransfer.export.support import refuse_unsupported
 from sktransfer.exported import FORMAT, METADATA, ExportedModel
 from sktransfer.extractor import PretrainedFeatureExtractor
+from sktransfer.images import is_missing
+from sktransfer.locations import locate
 
 if TYPE_CHECKING:
     import onnx
@@ -63,9 +65,9 @@ class Draft:
             text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"The pipeline cannot be exported: {text}") from error
         named = list(zip(self.names, self.kinds, strict=True))
-        joint = Joint(head, self.photos, named, opset, include_resize=self.include_resize)
-        model = joint.build(self._list_outputs())
-        onnx.helper.set_model_props(model, {METADATA: json.dumps(self._describe(joint), ensure_ascii=False)})
+        self.joint = Joint(head, self.photos, named, opset, include_resize=self.include_resize)
+        model = self.joint.build(self._list_outputs())
+        onnx.helper.set_model_props(model, {METADATA: json.dumps(self._describe(self.joint), ensure_ascii=False)})
         model.producer_name, model.producer_version = "sktransfer", _version("sktransfer")
         onnx.checker.check_model(model)
         return model
@@ -113,11 +115,11 @@ class Draft:
         for entry in joint.inputs:
             stated: dict[str, Any] = {"kind": entry.kind}
             if entry.kind == "image":
-                plan = joint.readers(entry.column)[0].plan
+                photos = joint.readers(entry.column)[0]
                 stated |= {
-                    "preprocessing": plan.graph.preprocessing.to_dict(),
+                    "preprocessing": photos.plan.graph.preprocessing.to_dict(),
                     "resize_included": self.include_resize,
-                    "pixel_range": self.extractors[0].pixel_range,
+                    "pixel_range": photos.pixel_range,
                     "has_image": flags.get(entry.column),
                 }
             if entry.kind != "has_image":
@@ -126,16 +128,23 @@ class Draft:
     def compare(self, file: ExportedModel, X: Any) -> Comparison:
         """Run a file of this pipeline on rows beside the pipeline."""
         columns = {i: name for i, (name, kind) in enumerate(zip(self.names, self.kinds, strict=True)) if kind}
-        extractor = self.extractors[0]
-        cells = read_columns(X, columns, extractor.image_shape)
-        return compare(file, self.pipeline, X, cells, extractor.root)
+        cells = read_columns(X, columns, self.extractors[0].image_shape)
+        for i, name in columns.items():
+            if self.kinds[i] == "image":
+                cells[name] = _find_places(cells[name], self.joint.readers(i)[0].root)
+        return compare(file, self.pipeline, X, cells)
+
+
+def _find_places(cells: Sequence[Any], root: Any) -> list[Any]:
+    """Cells of images whose paths start from nowhere: each column may have a root of its own."""
+    return [cell if is_missing(cell) else locate(cell, root) or cell for cell in cells]
 
 
 def _describe_photos(extractor: Any) -> Photos:
     plan = extractor._fitted_plan()
     policies = [policy for policy in (extractor.missing_images, extractor.broken_images) if policy != "error"]
     fill = {"nan": float("nan"), "zero": 0.0}[policies[0]] if policies else None
-    return Photos(plan, fill, bool(extractor.add_indicator))
+    return Photos(plan, fill, bool(extractor.add_indicator), extractor.pixel_range, extractor.root)
 
 
 def _describe_backbones(photos: Sequence[Photos]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ class Photos:
     plan: ExtractionPlan
     fill: float | None  # what stands for the features of a missing photo; None: there is always one
     add_indicator: bool
+    pixel_range: tuple[float, float] | None = None  # of arrays
+    root: str | os.PathLike[str] | None = None  # that relative paths start from
 
 
 @dataclass(frozen=True)
